@@ -1,0 +1,188 @@
+"""Text to token ids and back, and the window of context: one module for training and serving.
+
+Tokens are those of Zhao et al. 2017: lower case, then NLTK's WordPunct rule ``\\w+|[^\\w\\s]+``;
+every utterance stands between ``<s>`` and ``</s>``, and a dialog begins with ``<s> <d> </s>``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.normalizers import NFC, Lowercase
+from tokenizers.normalizers import Sequence as Normalizers
+from tokenizers.pre_tokenizers import Whitespace
+
+__all__ = ["END", "PAD", "START", "UNK", "ContextWindow", "DIALOG_START", "SpecialTokens", "Text"]
+
+PAD, UNK, START, END, DIALOG_START = "<pad>", "<unk>", "<s>", "</s>", "<d>"
+
+_CLITICS = frozenset({"s", "t", "re", "ve", "ll", "d", "m"})
+_ELISIONS = frozenset({"cause", "em", "til", "bout", "round", "n"})
+_JOINERS = frozenset({"-", "/", "&"})
+_CLOSING = re.compile(r"^[^\w\s'\"(\[{#$&/-]+$")
+
+
+@dataclass(frozen=True)
+class SpecialTokens:
+    """Ids of the tokens that are marks, not words."""
+
+    pad: int
+    unk: int
+    start: int
+    end: int
+    dialog_start: int
+
+    @property
+    def never_generated(self) -> tuple[int, ...]:
+        """Ids that decoding masks: a response has words and, at its end, ``</s>``."""
+        return (self.pad, self.unk, self.start, self.dialog_start)
+
+
+@dataclass(frozen=True)
+class ContextWindow:
+    """The last utterances before a response, oldest first.
+
+    Attributes:
+        utterances: token ids with ``<s>`` and ``</s>``, at most `window` of them.
+        floors: 1 where the responder spoke, 0 where the other did; as long as `utterances`.
+    """
+
+    utterances: tuple[tuple[int, ...], ...]
+    floors: tuple[int, ...]
+
+
+class Text:
+    """A word-level vocabulary and the rules that turn utterances into ids and ids into text.
+
+    Args:
+        tokenizer: a tokenizer whose vocabulary holds the five special tokens.
+        max_tokens: longest utterance in tokens, ``<s>`` and ``</s>`` included.
+
+    Raises:
+        ValueError: if a special token is missing from the vocabulary.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, max_tokens: int = 40) -> None:
+        self.tokenizer = tokenizer
+        self.max_tokens = max_tokens
+        ids = {word: tokenizer.token_to_id(word) for word in (PAD, UNK, START, END, DIALOG_START)}
+        missing = [word for word, index in ids.items() if index is None]
+        if missing:
+            raise ValueError(
+                f"the tokenizer lacks {', '.join(missing)}; expected all of {', '.join(ids)}"
+            )
+        self.tokens = SpecialTokens(ids[PAD], ids[UNK], ids[START], ids[END], ids[DIALOG_START])
+
+    @classmethod
+    def from_words(cls, words: Sequence[str], max_tokens: int = 40) -> Text:
+        """Make the tokenizer of a list of words; a word's place in the list is its id."""
+        vocabulary = {word: index for index, word in enumerate(words)}
+        tokenizer = Tokenizer(WordLevel(vocabulary, unk_token=UNK))
+        tokenizer.normalizer = Normalizers([NFC(), Lowercase()])
+        tokenizer.pre_tokenizer = Whitespace()
+        return cls(tokenizer, max_tokens)
+
+    @classmethod
+    def from_json(cls, serialized: str, max_tokens: int = 40) -> Text:
+        """Read the content of a tokenizer.json."""
+        return cls(Tokenizer.from_str(serialized), max_tokens)
+
+    @classmethod
+    def from_file(cls, path: Path, max_tokens: int = 40) -> Text:
+        """Read a tokenizer.json."""
+        return cls.from_json(path.read_text(encoding="utf-8"), max_tokens)
+
+    def to_json(self) -> str:
+        """Return the content of a tokenizer.json."""
+        return str(self.tokenizer.to_str(pretty=False))
+
+    @property
+    def size(self) -> int:
+        """Number of ids, special tokens included."""
+        return int(self.tokenizer.get_vocab_size())
+
+    @property
+    def dialog_start(self) -> tuple[int, ...]:
+        """The artificial first utterance of every dialog: ``<s> <d> </s>``."""
+        return (self.tokens.start, self.tokens.dialog_start, self.tokens.end)
+
+    def encode_utterance(self, text: str) -> tuple[int, ...]:
+        """Return ids from ``<s>`` to ``</s>``, cut as Zhao et al. cut (`cut_utterance`)."""
+        return self.encode_utterances([text])[0]
+
+    def encode_utterances(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
+        """Encode many utterances at once; see `encode_utterance`."""
+        encodings = self.tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        return [
+            cut_utterance((self.tokens.start, *encoding.ids, self.tokens.end), self.max_tokens)
+            for encoding in encodings
+        ]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text up to the first ``</s>``, written as people write it."""
+        words = []
+        for index in ids:
+            if index == self.tokens.end:
+                break
+            if index not in (self.tokens.pad, self.tokens.start, self.tokens.dialog_start):
+                words.append(str(self.tokenizer.id_to_token(int(index))))
+        return join_words(words)
+
+    def context_window(
+        self, turns: Sequence[tuple[str, Sequence[int]]], responder: str, window: int = 9
+    ) -> ContextWindow:
+        """Take the last `window` utterances of a dialog, its artificial first one included.
+
+        Args:
+            turns: (speaker, ids with ``<s>`` and ``</s>``) of every utterance so far.
+            responder: name of the speaker whose response is to come.
+            window: number of context utterances.
+        """
+        start = (dialog_start_speaker([speaker for speaker, _ in turns]), self.dialog_start)
+        recent = [start, *turns][-window:]
+        return ContextWindow(
+            tuple(tuple(ids) for _, ids in recent),
+            tuple(int(speaker == responder) for speaker, _ in recent),
+        )
+
+
+def cut_utterance(ids: tuple[int, ...], max_tokens: int) -> tuple[int, ...]:
+    """Keep the first `max_tokens` - 1 ids and the last one of an utterance that is too long."""
+    return ids if len(ids) <= max_tokens else (*ids[: max_tokens - 1], ids[-1])
+
+
+def dialog_start_speaker(speakers: Sequence[str]) -> str:
+    """Say whose flag the artificial first utterance carries.
+
+    Zhao et al. give it to speaker "A"; a dialog whose speakers have other names gives it to
+    whoever speaks first.
+    """
+    return "A" if not speakers or "A" in speakers else speakers[0]
+
+
+def join_words(words: Sequence[str]) -> str:
+    """Write tokens as a sentence: ``don ' t`` as "don't", ``uh - huh`` as "uh-huh"."""
+    text = ""
+    glue = True
+    for position, word in enumerate(words):
+        following = words[position + 1] if position + 1 < len(words) else ""
+        if word == "'":
+            elided = following in _ELISIONS or not text
+            clock = words[position - 1 : position] == ["o"] and following == "clock"
+            text += " '" if elided and not glue else "'"
+            glue = elided or clock or following in _CLITICS
+        elif word in _JOINERS:
+            text += word if following or glue else ""
+            glue = True
+        elif _CLOSING.match(word):
+            text += word
+            glue = False
+        else:
+            text += word if glue or not text else f" {word}"
+            glue = False
+    return text
