@@ -1,0 +1,1 @@
+"""Train and export semi-implicit latent-variable text models."""
