@@ -1,0 +1,71 @@
+# Every target makes what it needs inside this checkout: .venv-serve to serve (no torch), .venv to
+# train, test and lint, .venv-protoc to regenerate the stubs. A second run starts at once.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+PIP_INSTALL = -m pip install --quiet --disable-pip-version-check --constraint requirements/constraints.txt
+PROTOC_OUT = --python_out=$(1) --pyi_out=$(1) --grpc_python_out=$(1)
+PROTOS = protos/siserve/v1/dialog.proto
+PYTEST_ARGS ?=
+
+.PHONY: help demo serve setup test lint bench protos constraints clean
+
+help: ## show this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 22
+
+demo: .venv-serve/.ready ## ask the embedded model three contexts over gRPC and stop
+	@.venv-serve/bin/python -m siserve.client.demo
+
+serve: .venv-serve/.ready ## serve the embedded model until Ctrl-C
+	@exec .venv-serve/bin/siserve serve
+
+setup: .venv/.ready ## make the environment to train, test and lint
+
+test: .venv/.ready ## run the tests
+	@.venv/bin/python -m pytest $(PYTEST_ARGS)
+
+lint: .venv/.ready .venv-protoc/.ready ## style, types, import contracts, protos, generated code
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/mypy tests
+	.venv/bin/lint-imports
+	.venv/bin/buf lint
+	@fresh=$$(mktemp -d); trap 'rm -rf "$$fresh"' EXIT; \
+	.venv-protoc/bin/python -m grpc_tools.protoc -I protos $(call PROTOC_OUT,$$fresh) $(PROTOS); \
+	diff -r -x __init__.py -x __pycache__ $$fresh/siserve/v1 service/siserve/v1 \
+	|| { echo "service/siserve/v1 is not what protos/ generates: run make protos" >&2; exit 1; }
+
+bench: .venv/.ready ## run the benchmarks (minutes; SISERVE_DATA names the corpora)
+	@for file in tests/benchmarks/bench_*.py; do echo "== $$file"; .venv/bin/python "$$file"; done
+
+protos: .venv-protoc/.ready ## regenerate service/siserve/v1 from protos/
+	.venv-protoc/bin/python -m grpc_tools.protoc -I protos $(call PROTOC_OUT,service) $(PROTOS)
+
+constraints: .venv/.ready ## write the versions of .venv down as the pinned ones
+	{ sed -n 1p requirements/constraints.txt; \
+	.venv/bin/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' | sort -f; } > .venv/constraints.txt
+	mv .venv/constraints.txt requirements/constraints.txt
+
+clean: ## remove the environments and caches
+	rm -rf .venv .venv-serve .venv-protoc .cache .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+
+# A stamp is touched last, so an installation that was broken off is done again.
+.venv-serve/.ready: pyproject.toml requirements/constraints.txt
+	@echo "setting up .venv-serve (to serve; no torch)"
+	@test -x .venv-serve/bin/python || "$(PYTHON)" -m venv .venv-serve
+	@.venv-serve/bin/python $(PIP_INSTALL) --editable '.[cpu]'
+	@touch $@
+
+.venv/.ready: pyproject.toml requirements/constraints.txt
+	@echo "setting up .venv (to train, test and lint)"
+	@test -x .venv/bin/python || "$(PYTHON)" -m venv .venv
+	@.venv/bin/python $(PIP_INSTALL) --editable '.[cpu,train,dev]'
+	@touch $@
+
+.venv-protoc/.ready: requirements/protoc.txt
+	@test -x .venv-protoc/bin/python || "$(PYTHON)" -m venv .venv-protoc
+	@.venv-protoc/bin/python -m pip install --quiet --disable-pip-version-check --requirement requirements/protoc.txt
+	@touch $@
