@@ -123,6 +123,11 @@ class Text:
             for encoding in encodings
         ]
 
+    def split(self, text: str) -> list[str]:
+        """Return the tokens of a text as words, in lower case, before any look-up."""
+        normal = self.tokenizer.normalizer.normalize_str(text)
+        return [word for word, _ in self.tokenizer.pre_tokenizer.pre_tokenize_str(normal)]
+
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text up to the first ``</s>``, written as people write it."""
         words = []

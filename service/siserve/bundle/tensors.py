@@ -1,0 +1,115 @@
+"""The files of a bundle and the tensors of its graphs: the one place where their names stand.
+
+Axes: B contexts, U context utterances, T tokens, R rows (one response each), K steps of a chunk,
+A1 = A + 1 own and auxiliary parameters of the sampler. Numbers are fixed, other names are sizes of
+the model: C encoded context, D latent, E noise, H decoder state.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+__all__ = [
+    "CONTEXT_ENCODER",
+    "DECODER",
+    "FILES",
+    "GRAPHS",
+    "MANIFEST_FILE",
+    "MODEL_CARD_FILE",
+    "PRIOR",
+    "SI_SAMPLER",
+    "TOKENIZER_FILE",
+    "WEIGHTS_FILE",
+    "Graph",
+    "Tensor",
+]
+
+MANIFEST_FILE = "manifest.json"
+TOKENIZER_FILE = "tokenizer.json"
+WEIGHTS_FILE = "weights.safetensors"
+MODEL_CARD_FILE = "README.md"
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One input or output of a graph."""
+
+    name: str
+    dtype: Literal["int64", "float32"]
+    axes: tuple[str | int, ...]
+
+
+@dataclass(frozen=True)
+class Graph:
+    """One graph of a bundle: its file and its tensors, in order."""
+
+    file: str
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+
+
+CONTEXT_ENCODER = Graph(
+    "context_encoder.onnx",
+    inputs=(
+        Tensor("utterances", "int64", ("B", "U", "T")),
+        Tensor("floor", "int64", ("B", "U")),
+        Tensor("topic", "int64", ("B",)),
+        Tensor("profile", "float32", ("B", 8)),
+    ),
+    outputs=(Tensor("c", "float32", ("B", "C")),),
+)
+
+PRIOR = Graph(
+    "prior.onnx",
+    inputs=(
+        Tensor("c", "float32", ("R", "C")),
+        Tensor("eps_z", "float32", ("R", "D")),
+    ),
+    outputs=(Tensor("z", "float32", ("R", "D")),),
+)
+
+SI_SAMPLER = Graph(
+    "si_sampler.onnx",
+    inputs=(
+        Tensor("c", "float32", ("R", "C")),
+        Tensor("response", "int64", ("R", "T")),
+        Tensor("eps_lam", "float32", ("R", "A1", "E")),
+        Tensor("eps_z", "float32", ("R", "D")),
+    ),
+    outputs=(
+        Tensor("z", "float32", ("R", "D")),
+        Tensor("log_q_z", "float32", ("R",)),
+        Tensor("log_p_z", "float32", ("R",)),
+    ),
+)
+
+DECODER = Graph(
+    "decoder.onnx",
+    inputs=(
+        Tensor("c", "float32", ("R", "C")),
+        Tensor("z", "float32", ("R", "D")),
+        Tensor("state", "float32", ("R", "H")),
+        Tensor("token", "int64", ("R",)),
+        Tensor("uniform", "float32", ("K", "R")),
+        Tensor("forced", "int64", ("K", "R")),
+        Tensor("temperature", "float32", ("R",)),
+        Tensor("top_k", "int64", ("R",)),
+        Tensor("top_p", "float32", ("R",)),
+    ),
+    outputs=(
+        Tensor("tokens", "int64", ("K", "R")),
+        Tensor("log_probs", "float32", ("K", "R")),
+        Tensor("state_out", "float32", ("R", "H")),
+    ),
+)
+
+GRAPHS = (CONTEXT_ENCODER, PRIOR, SI_SAMPLER, DECODER)
+
+#: Every file of a bundle but its manifest.
+FILES = (
+    TOKENIZER_FILE,
+    *(graph.file for graph in GRAPHS),
+    WEIGHTS_FILE,
+    MODEL_CARD_FILE,
+)
