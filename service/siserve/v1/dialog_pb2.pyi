@@ -1,0 +1,158 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class FinishReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    FINISH_REASON_UNSPECIFIED: _ClassVar[FinishReason]
+    FINISH_REASON_STOP: _ClassVar[FinishReason]
+    FINISH_REASON_LENGTH: _ClassVar[FinishReason]
+FINISH_REASON_UNSPECIFIED: FinishReason
+FINISH_REASON_STOP: FinishReason
+FINISH_REASON_LENGTH: FinishReason
+
+class Utterance(_message.Message):
+    __slots__ = ("speaker", "text")
+    SPEAKER_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    speaker: str
+    text: str
+    def __init__(self, speaker: _Optional[str] = ..., text: _Optional[str] = ...) -> None: ...
+
+class GenerateResponsesRequest(_message.Message):
+    __slots__ = ("context", "n", "seed", "temperature", "top_k", "top_p", "max_tokens", "responder", "topic", "model")
+    CONTEXT_FIELD_NUMBER: _ClassVar[int]
+    N_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
+    TOP_K_FIELD_NUMBER: _ClassVar[int]
+    TOP_P_FIELD_NUMBER: _ClassVar[int]
+    MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    RESPONDER_FIELD_NUMBER: _ClassVar[int]
+    TOPIC_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    context: _containers.RepeatedCompositeFieldContainer[Utterance]
+    n: int
+    seed: int
+    temperature: float
+    top_k: int
+    top_p: float
+    max_tokens: int
+    responder: str
+    topic: str
+    model: str
+    def __init__(self, context: _Optional[_Iterable[_Union[Utterance, _Mapping]]] = ..., n: _Optional[int] = ..., seed: _Optional[int] = ..., temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., max_tokens: _Optional[int] = ..., responder: _Optional[str] = ..., topic: _Optional[str] = ..., model: _Optional[str] = ...) -> None: ...
+
+class Response(_message.Message):
+    __slots__ = ("text", "log_prob", "num_tokens", "finish_reason")
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    LOG_PROB_FIELD_NUMBER: _ClassVar[int]
+    NUM_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    FINISH_REASON_FIELD_NUMBER: _ClassVar[int]
+    text: str
+    log_prob: float
+    num_tokens: int
+    finish_reason: FinishReason
+    def __init__(self, text: _Optional[str] = ..., log_prob: _Optional[float] = ..., num_tokens: _Optional[int] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ...) -> None: ...
+
+class Timings(_message.Message):
+    __slots__ = ("queue_seconds", "encode_seconds", "decode_seconds")
+    QUEUE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    ENCODE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    DECODE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    queue_seconds: float
+    encode_seconds: float
+    decode_seconds: float
+    def __init__(self, queue_seconds: _Optional[float] = ..., encode_seconds: _Optional[float] = ..., decode_seconds: _Optional[float] = ...) -> None: ...
+
+class GenerateResponsesResponse(_message.Message):
+    __slots__ = ("responses", "distinct_1", "distinct_2", "seed", "model", "timings")
+    RESPONSES_FIELD_NUMBER: _ClassVar[int]
+    DISTINCT_1_FIELD_NUMBER: _ClassVar[int]
+    DISTINCT_2_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    TIMINGS_FIELD_NUMBER: _ClassVar[int]
+    responses: _containers.RepeatedCompositeFieldContainer[Response]
+    distinct_1: float
+    distinct_2: float
+    seed: int
+    model: str
+    timings: Timings
+    def __init__(self, responses: _Optional[_Iterable[_Union[Response, _Mapping]]] = ..., distinct_1: _Optional[float] = ..., distinct_2: _Optional[float] = ..., seed: _Optional[int] = ..., model: _Optional[str] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ...) -> None: ...
+
+class GetModelRequest(_message.Message):
+    __slots__ = ("model",)
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    def __init__(self, model: _Optional[str] = ...) -> None: ...
+
+class RequestLimits(_message.Message):
+    __slots__ = ("max_responses", "max_turns", "max_turn_bytes", "max_text_bytes", "max_tokens")
+    MAX_RESPONSES_FIELD_NUMBER: _ClassVar[int]
+    MAX_TURNS_FIELD_NUMBER: _ClassVar[int]
+    MAX_TURN_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MAX_TEXT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    max_responses: int
+    max_turns: int
+    max_turn_bytes: int
+    max_text_bytes: int
+    max_tokens: int
+    def __init__(self, max_responses: _Optional[int] = ..., max_turns: _Optional[int] = ..., max_turn_bytes: _Optional[int] = ..., max_text_bytes: _Optional[int] = ..., max_tokens: _Optional[int] = ...) -> None: ...
+
+class SamplingDefaults(_message.Message):
+    __slots__ = ("temperature", "top_k", "top_p", "max_tokens", "n")
+    TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
+    TOP_K_FIELD_NUMBER: _ClassVar[int]
+    TOP_P_FIELD_NUMBER: _ClassVar[int]
+    MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    N_FIELD_NUMBER: _ClassVar[int]
+    temperature: float
+    top_k: int
+    top_p: float
+    max_tokens: int
+    n: int
+    def __init__(self, temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., max_tokens: _Optional[int] = ..., n: _Optional[int] = ...) -> None: ...
+
+class GetModelResponse(_message.Message):
+    __slots__ = ("name", "version", "method", "created", "sha256", "device", "num_parameters", "vocabulary_size", "context_utterances", "topics", "limits", "defaults", "metrics")
+    class MetricsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    METHOD_FIELD_NUMBER: _ClassVar[int]
+    CREATED_FIELD_NUMBER: _ClassVar[int]
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    NUM_PARAMETERS_FIELD_NUMBER: _ClassVar[int]
+    VOCABULARY_SIZE_FIELD_NUMBER: _ClassVar[int]
+    CONTEXT_UTTERANCES_FIELD_NUMBER: _ClassVar[int]
+    TOPICS_FIELD_NUMBER: _ClassVar[int]
+    LIMITS_FIELD_NUMBER: _ClassVar[int]
+    DEFAULTS_FIELD_NUMBER: _ClassVar[int]
+    METRICS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    version: str
+    method: str
+    created: str
+    sha256: str
+    device: str
+    num_parameters: int
+    vocabulary_size: int
+    context_utterances: int
+    topics: _containers.RepeatedScalarFieldContainer[str]
+    limits: RequestLimits
+    defaults: SamplingDefaults
+    metrics: _containers.ScalarMap[str, float]
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., method: _Optional[str] = ..., created: _Optional[str] = ..., sha256: _Optional[str] = ..., device: _Optional[str] = ..., num_parameters: _Optional[int] = ..., vocabulary_size: _Optional[int] = ..., context_utterances: _Optional[int] = ..., topics: _Optional[_Iterable[str]] = ..., limits: _Optional[_Union[RequestLimits, _Mapping]] = ..., defaults: _Optional[_Union[SamplingDefaults, _Mapping]] = ..., metrics: _Optional[_Mapping[str, float]] = ...) -> None: ...
