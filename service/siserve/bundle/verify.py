@@ -11,8 +11,9 @@ from pathlib import Path
 
 from siserve.bundle.errors import BundleError
 from siserve.bundle.manifest import FileEntry, Manifest, parse_manifest
-from siserve.bundle.onnx_wire import WireError, read_graph_facts
+from siserve.bundle.onnx_facts import read_graph_facts
 from siserve.bundle.tensors import FILES, GRAPHS, MANIFEST_FILE, TOKENIZER_FILE, WEIGHTS_FILE, Graph
+from siserve.bundle.wire import WireError
 
 __all__ = ["Bundle", "digest_file", "open_bundle"]
 

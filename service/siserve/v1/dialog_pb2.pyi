@@ -93,18 +93,18 @@ class GetModelRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ...) -> None: ...
 
 class RequestLimits(_message.Message):
-    __slots__ = ("max_responses", "max_turns", "max_turn_bytes", "max_text_bytes", "max_tokens")
+    __slots__ = ("max_responses", "max_turns", "max_text_bytes", "max_name_bytes", "max_tokens")
     MAX_RESPONSES_FIELD_NUMBER: _ClassVar[int]
     MAX_TURNS_FIELD_NUMBER: _ClassVar[int]
-    MAX_TURN_BYTES_FIELD_NUMBER: _ClassVar[int]
     MAX_TEXT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MAX_NAME_BYTES_FIELD_NUMBER: _ClassVar[int]
     MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
     max_responses: int
     max_turns: int
-    max_turn_bytes: int
     max_text_bytes: int
+    max_name_bytes: int
     max_tokens: int
-    def __init__(self, max_responses: _Optional[int] = ..., max_turns: _Optional[int] = ..., max_turn_bytes: _Optional[int] = ..., max_text_bytes: _Optional[int] = ..., max_tokens: _Optional[int] = ...) -> None: ...
+    def __init__(self, max_responses: _Optional[int] = ..., max_turns: _Optional[int] = ..., max_text_bytes: _Optional[int] = ..., max_name_bytes: _Optional[int] = ..., max_tokens: _Optional[int] = ...) -> None: ...
 
 class SamplingDefaults(_message.Message):
     __slots__ = ("temperature", "top_k", "top_p", "max_tokens", "n")

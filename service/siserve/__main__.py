@@ -1,0 +1,5 @@
+"""`python -m siserve`."""
+
+from siserve.cli import main
+
+main()

@@ -1,0 +1,113 @@
+"""`siserve`: the first word picks the room, and each room owns its parser."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from siserve import __version__
+
+__all__ = ["main", "run"]
+
+_SERVING = {
+    "serve": "serve a model over gRPC",
+    "verify": "check a bundle",
+}
+_CLIENT = {
+    "ask": "ask a server, or the embedded model",
+}
+_TRAINING = {
+    "train": "train a model on a corpus",
+    "evaluate": "measure a model",
+    "export": "turn a trained model into a bundle",
+    "data": "look at a corpus",
+}
+_TRAINING_PACKAGES = frozenset(
+    {
+        "accelerate",
+        "matplotlib",
+        "nltk",
+        "onnx",
+        "sacrebleu",
+        "safetensors",
+        "tensorboard",
+        "torch",
+        "transformers",
+    }
+)
+
+
+def main() -> NoReturn:
+    """Run the command line and exit."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run a command and return its exit code: 0 done, 1 it failed, 2 wrong use."""
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_help())
+        return 0
+    if arguments[0] == "--version":
+        print(f"siserve {__version__}")
+        return 0
+    command = arguments[0]
+    if command in _SERVING:
+        return _run_room("siserve.serving.cli", arguments)
+    if command in _CLIENT:
+        return _run_room("siserve.client.cli", arguments)
+    if command in _TRAINING:
+        return _run_training(arguments)
+    known = [*_SERVING, *_CLIENT, *_TRAINING]
+    close = difflib.get_close_matches(command, known, 1)
+    guess = f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(known)}"
+    print(f"siserve: {command!r} is no command; {guess}", file=sys.stderr)
+    return 2
+
+
+def _run_room(module: str, arguments: Sequence[str]) -> int:
+    try:
+        room: Callable[[Sequence[str]], int] = importlib.import_module(module).run
+        return room(arguments)
+    except ModuleNotFoundError as error:
+        if error.name != "onnxruntime":
+            raise
+        return _missing(arguments[0], "onnxruntime", "cpu] or siserve[gpu")
+
+
+def _run_training(arguments: Sequence[str]) -> int:
+    try:
+        from siserve_training.cli import main as run_training
+
+        return int(run_training(list(arguments)) or 0)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in _TRAINING_PACKAGES:
+            raise
+        return _missing(arguments[0], package, "train")
+
+
+def _missing(command: str, package: str, extra: str) -> int:
+    print(
+        f"siserve {command} needs {package}, which is not installed: "
+        f"pip install 'siserve[{extra}]'",
+        file=sys.stderr,
+    )
+    return 2
+
+
+def _help() -> str:
+    lines = ["usage: siserve COMMAND [OPTIONS]", ""]
+    for title, commands in (
+        ("serve", _SERVING),
+        ("ask", _CLIENT),
+        ("train (needs siserve[train])", _TRAINING),
+    ):
+        lines += [f"{title}:", *(f"  {name:10} {what}" for name, what in commands.items()), ""]
+    lines += [
+        "siserve COMMAND --help tells its options.",
+        'Example: siserve ask "how was your weekend?"',
+    ]
+    return "\n".join(lines)

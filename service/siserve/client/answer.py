@@ -1,0 +1,129 @@
+"""What a caller gets: the responses to one context, as plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from siserve.v1 import dialog_pb2
+
+__all__ = ["Answer", "Reply", "Timings", "make_request"]
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One response.
+
+    Attributes:
+        text: what it says.
+        log_prob: natural log probability given its latent.
+        num_tokens: its length, the end mark not counted.
+        finish_reason: "stop" if the model ended it, "length" if it was cut at max_tokens.
+    """
+
+    text: str
+    log_prob: float
+    num_tokens: int
+    finish_reason: FinishReason
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Where the server's time went."""
+
+    queue_seconds: float
+    encode_seconds: float
+    decode_seconds: float
+
+
+@dataclass(frozen=True)
+class Answer:
+    """All responses to one context.
+
+    Attributes:
+        responses: in the order of their latents.
+        distinct_1: share of different words among all words of the responses.
+        distinct_2: share of different pairs of words.
+        seed: repeats this answer.
+        model: name@version of the model that answered.
+        timings: of the server.
+        latency_seconds: from the call to the answer, as the caller saw it.
+    """
+
+    responses: tuple[Reply, ...]
+    distinct_1: float
+    distinct_2: float
+    seed: int
+    model: str
+    timings: Timings
+    latency_seconds: float
+
+    @classmethod
+    def from_message(
+        cls, message: dialog_pb2.GenerateResponsesResponse, latency_seconds: float
+    ) -> Answer:
+        """Read a reply of the service."""
+        return cls(
+            responses=tuple(
+                Reply(
+                    text=response.text,
+                    log_prob=response.log_prob,
+                    num_tokens=response.num_tokens,
+                    finish_reason=(
+                        "stop"
+                        if response.finish_reason == dialog_pb2.FINISH_REASON_STOP
+                        else "length"
+                    ),
+                )
+                for response in message.responses
+            ),
+            distinct_1=message.distinct_1,
+            distinct_2=message.distinct_2,
+            seed=message.seed,
+            model=message.model,
+            timings=Timings(
+                message.timings.queue_seconds,
+                message.timings.encode_seconds,
+                message.timings.decode_seconds,
+            ),
+            latency_seconds=latency_seconds,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain lists and dicts, ready for JSON."""
+        return asdict(self)
+
+
+def make_request(
+    context: Sequence[tuple[str, str]],
+    *,
+    n: int | None = None,
+    seed: int | None = None,
+    temperature: float | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    max_tokens: int | None = None,
+    responder: str = "",
+    topic: str = "",
+    model: str = "",
+) -> dialog_pb2.GenerateResponsesRequest:
+    """Make a request; None leaves an option to the server.
+
+    Raises:
+        ValueError: if a number does not fit its field.
+    """
+    return dialog_pb2.GenerateResponsesRequest(
+        context=[dialog_pb2.Utterance(speaker=speaker, text=text) for speaker, text in context],
+        n=n,
+        seed=seed,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        max_tokens=max_tokens,
+        responder=responder,
+        topic=topic,
+        model=model,
+    )

@@ -1,0 +1,175 @@
+"""A client of siserve.v1.DialogService."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any
+
+import grpc
+
+from siserve.bundle.errors import SiserveError
+from siserve.client.answer import Answer, make_request
+from siserve.v1 import dialog_pb2, dialog_pb2_grpc
+
+__all__ = ["Client", "ClientError"]
+
+_SERVICE = dialog_pb2.DESCRIPTOR.services_by_name["DialogService"]
+
+#: Calls that failed because a server was gone are tried again, on another address if there is one.
+_SERVICE_CONFIG = json.dumps(
+    {
+        "loadBalancingConfig": [{"round_robin": {}}],
+        "methodConfig": [
+            {
+                "name": [{"service": _SERVICE.full_name}],
+                "retryPolicy": {
+                    "maxAttempts": 4,
+                    "initialBackoff": "0.1s",
+                    "maxBackoff": "1s",
+                    "backoffMultiplier": 2,
+                    "retryableStatusCodes": ["UNAVAILABLE"],
+                },
+            }
+        ],
+    }
+)
+_WRONG_USE = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND)
+
+
+class ClientError(SiserveError):
+    """A call that failed.
+
+    Attributes:
+        code: the gRPC status.
+    """
+
+    def __init__(self, message: str, code: grpc.StatusCode) -> None:
+        """Keep the status beside the server's message."""
+        super().__init__(message)
+        self.code = code
+        self.exit_code = 2 if code in _WRONG_USE else 1
+
+
+class Client:
+    """Asks a server, with a deadline on every call and retries when a server goes away.
+
+    Example:
+        >>> with Client("localhost:50051") as client:
+        ...     answer = client.generate([("A", "how was your weekend?")], n=5, seed=7)
+        ...     for reply in answer.responses:
+        ...         print(reply.text)
+
+    Args:
+        address: HOST:PORT, or any name that gRPC resolves (dns:///NAME:PORT spreads calls over
+            all its addresses).
+        timeout_s: deadline of a call, retries included.
+    """
+
+    def __init__(self, address: str, timeout_s: float = 10.0) -> None:
+        """Open the channel; the connection itself is made by the first call."""
+        self._address = address
+        self._timeout_s = timeout_s
+        self._channel = grpc.insecure_channel(
+            address,
+            options=[("grpc.service_config", _SERVICE_CONFIG), ("grpc.enable_retries", 1)],
+        )
+        stub: Any = dialog_pb2_grpc.DialogServiceStub(self._channel)  # type: ignore[no-untyped-call]
+        self._stub = stub
+
+    def __enter__(self) -> Client:
+        """Return the client itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close the channel."""
+        self.close()
+
+    def close(self) -> None:
+        """Close the channel; calls in flight are cancelled."""
+        self._channel.close()
+
+    def generate(
+        self,
+        context: Sequence[tuple[str, str]],
+        *,
+        n: int | None = None,
+        seed: int | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        max_tokens: int | None = None,
+        responder: str = "",
+        topic: str = "",
+        model: str = "",
+    ) -> Answer:
+        """Generate responses to a dialog.
+
+        Args:
+            context: (speaker, text) of each turn, oldest first.
+            n: number of responses; None = 5.
+            seed: repeats an answer; None = the server draws one.
+            temperature: 0 = the likeliest word for each latent; None = the model's default.
+            top_k: choose among the k likeliest words only; 0 = among all.
+            top_p: choose among the fewest words with this probability; 1 = among all.
+            max_tokens: longest response in tokens.
+            responder: speaker of the responses; empty = the one who did not speak last.
+            topic: one of those that `get_model` lists; empty = unknown.
+            model: name or name@version; empty = the server's default.
+
+        Raises:
+            ClientError: with the server's status and message.
+            ValueError: if a number does not fit its field.
+        """
+        request = make_request(
+            context,
+            n=n,
+            seed=seed,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            max_tokens=max_tokens,
+            responder=responder,
+            topic=topic,
+            model=model,
+        )
+        return self.send(request)
+
+    def send(self, request: dialog_pb2.GenerateResponsesRequest) -> Answer:
+        """Send a request as it is; see `generate`."""
+        started = time.perf_counter()
+        try:
+            message = self._stub.GenerateResponses(request, timeout=self._timeout_s)
+        except grpc.RpcError as error:
+            raise self._failed(error) from None
+        return Answer.from_message(message, time.perf_counter() - started)
+
+    def get_model(self, model: str = "") -> dialog_pb2.GetModelResponse:
+        """Tell what a served model is and which limits hold.
+
+        Raises:
+            ClientError: with the server's status and message.
+        """
+        request = dialog_pb2.GetModelRequest(model=model)
+        try:
+            reply: dialog_pb2.GetModelResponse = self._stub.GetModel(
+                request, timeout=self._timeout_s
+            )
+        except grpc.RpcError as error:
+            raise self._failed(error) from None
+        return reply
+
+    def _failed(self, error: grpc.RpcError) -> ClientError:
+        code, details = error.code(), error.details()
+        if code is grpc.StatusCode.UNAVAILABLE:
+            details = f"no server answers at {self._address} ({details}); is `siserve serve` up?"
+        elif code is grpc.StatusCode.DEADLINE_EXCEEDED:
+            details = f"no answer from {self._address} within {self._timeout_s:g} s"
+        return ClientError(str(details), code)

@@ -1,0 +1,1 @@
+"""The room that serves: limits, noise, engine, servicer, server, metrics."""

@@ -1,0 +1,140 @@
+"""`siserve serve` and `siserve verify`; only this parser is loaded before a command runs."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from siserve.command import run_app
+
+__all__ = ["run"]
+
+_app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+
+class _Device(StrEnum):
+    AUTO = "auto"
+    CUDA = "cuda"
+    CPU = "cpu"
+
+
+@_app.callback()
+def _siserve() -> None:
+    """Serve a bundle, or check one."""
+
+
+@_app.command()
+def serve(
+    model: Annotated[
+        list[Path],
+        typer.Option(
+            metavar="DIR",
+            exists=True,
+            file_okay=False,
+            envvar="SISERVE_MODEL",
+            help="A bundle to serve; repeat it for more, the first is the default [embedded].",
+        ),
+    ] = [],  # noqa: B006 (typer copies it)
+    device: Annotated[
+        _Device,
+        typer.Option(envvar="SISERVE_DEVICE", help="auto takes CUDA where it works."),
+    ] = _Device.AUTO,
+    host: Annotated[
+        str, typer.Option(envvar="SISERVE_HOST", help="Address to listen on.")
+    ] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, envvar="SISERVE_PORT", help="gRPC port; 0 = any.")
+    ] = 50051,
+    metrics_host: Annotated[
+        str, typer.Option(envvar="SISERVE_METRICS_HOST", help="Address of the metrics.")
+    ] = "127.0.0.1",
+    metrics_port: Annotated[
+        int,
+        typer.Option(
+            min=0, max=65535, envvar="SISERVE_METRICS_PORT", help="Prometheus port; 0 = any."
+        ),
+    ] = 9464,
+    threads: Annotated[
+        int,
+        typer.Option(min=0, envvar="SISERVE_THREADS", help="CPU threads of the model; 0 = auto."),
+    ] = 0,
+    max_responses: Annotated[
+        int, typer.Option(min=1, envvar="SISERVE_MAX_RESPONSES", help="Largest n of a request.")
+    ] = 64,
+    max_turns: Annotated[
+        int, typer.Option(min=1, envvar="SISERVE_MAX_TURNS", help="Most turns of a context.")
+    ] = 64,
+    max_text_bytes: Annotated[
+        int,
+        typer.Option(min=1, envvar="SISERVE_MAX_TEXT_BYTES", help="Most text of a context."),
+    ] = 16384,
+    max_queue: Annotated[
+        int, typer.Option(min=1, envvar="SISERVE_MAX_QUEUE", help="Most requests that wait.")
+    ] = 256,
+    max_rows: Annotated[
+        int, typer.Option(min=1, envvar="SISERVE_MAX_ROWS", help="Most responses in one batch.")
+    ] = 128,
+    drain_seconds: Annotated[
+        float,
+        typer.Option(
+            min=0, envvar="SISERVE_DRAIN_SECONDS", help="Time for calls in flight after SIGTERM."
+        ),
+    ] = 30.0,
+    reflection: Annotated[
+        bool, typer.Option(envvar="SISERVE_REFLECTION", help="Tell clients the API on request.")
+    ] = True,
+) -> int:
+    """Serve responses over gRPC until SIGTERM or Ctrl-C; a second one stops at once.
+
+    Prints one line, "serving MODEL on HOST:PORT", when it is ready.
+
+    Example: siserve serve --model ./my-bundle --port 50051
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    from siserve.serving.engine import EngineOptions
+    from siserve.serving.options import ServerOptions
+    from siserve.serving.requests import RequestLimits
+    from siserve.serving.server import run_server
+
+    options = ServerOptions(
+        models=tuple(model),
+        device=device.value,
+        host=host,
+        port=port,
+        metrics_host=metrics_host,
+        metrics_port=metrics_port,
+        threads=threads,
+        drain_seconds=drain_seconds,
+        reflection=reflection,
+        limits=RequestLimits(max_responses, max_turns, max_text_bytes),
+        engine=EngineOptions(max_queue, max_rows),
+    )
+    return run_server(options, _announce)
+
+
+@_app.command()
+def verify(
+    bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.")],
+) -> None:
+    """Check every byte of a bundle: exit code 0 if it is whole, 1 and the reason if not.
+
+    Example: siserve verify ./my-bundle
+    """
+    from siserve.bundle.verify import open_bundle
+
+    manifest = open_bundle(bundle).manifest
+    typer.echo(f"{manifest.full_name} is whole: {len(manifest.files) + 1} files checked")
+
+
+def _announce(line: str) -> None:
+    print(line, flush=True)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run `siserve serve` or `siserve verify`, the command's name first; return the exit code."""
+    return run_app(_app, arguments)

@@ -1,0 +1,193 @@
+"""The engine: one thread that decodes the rows of all requests in flight together.
+
+A request enters between two chunks of K steps: its context is encoded once, n latents are drawn,
+and its n rows join the others. After each chunk rows that ended leave; a request whose rows have
+all ended is complete. Every number that a row takes depends on its own request alone, so who else
+is in flight changes when a response is ready but never what it is. It knows no gRPC.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from siserve.bundle.manifest import Manifest
+from siserve.serving.errors import DeadlinePassed, QueueFull, RequestCancelled, ShuttingDown
+from siserve.serving.flight import Flight, Generation, Job, row_axis
+from siserve.serving.sessions import Sessions
+
+__all__ = ["Engine", "EngineOptions", "Observer"]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How much the engine takes on at once."""
+
+    max_queue: int = 256
+    max_rows: int = 128
+    chunk_steps: int = 4
+
+    def __post_init__(self) -> None:
+        """Refuse an engine that could do nothing."""
+        for name, value in vars(self).items():
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+class Observer(Protocol):
+    """Hears what the engine does, in the engine's thread."""
+
+    def queue_changed(self, requests: int) -> None:
+        """`requests` wait now."""
+
+    def rows_changed(self, rows: int) -> None:
+        """`rows` are in flight now."""
+
+    def batch_ran(self, rows: int) -> None:
+        """One chunk of `rows` rows was decoded."""
+
+
+class Engine:
+    """Decodes jobs in a thread of its own, from start() to stop()."""
+
+    def __init__(
+        self, sessions: Sessions, manifest: Manifest, options: EngineOptions, observer: Observer
+    ) -> None:
+        """Nothing runs before start()."""
+        self._sessions = sessions
+        self._manifest = manifest
+        self._options = options
+        self._observer = observer
+        self._waiting: deque[Job] = deque()
+        self._wake = threading.Condition()
+        self._accepts = True
+        self._running: list[Flight] = []
+        self._thread = threading.Thread(target=self._loop, name="siserve-engine", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def submit(self, job: Job) -> Future[Generation]:
+        """Queue a job.
+
+        Raises:
+            QueueFull: if as many jobs wait as may wait.
+            ShuttingDown: after stop().
+        """
+        with self._wake:
+            if not self._accepts:
+                raise ShuttingDown("the server is shutting down; ask another one")
+            if len(self._waiting) >= self._options.max_queue:
+                raise QueueFull(
+                    f"{self._options.max_queue} requests wait already; try again shortly"
+                )
+            job.result.set_running_or_notify_cancel()  # who awaits it cannot take it back now
+            job.submitted = time.monotonic()
+            self._waiting.append(job)
+            self._observer.queue_changed(len(self._waiting))
+            self._wake.notify()
+        return job.result
+
+    def stop(self, finish: bool = True) -> None:
+        """Take no more jobs and end the thread.
+
+        Args:
+            finish: complete the jobs that were taken; False ends them as cancelled.
+        """
+        with self._wake:
+            self._accepts = False
+            if not finish:
+                for job in self._waiting:
+                    job.cancel()
+                for flight in self._running:
+                    flight.job.cancel()
+            self._wake.notify()
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def _loop(self) -> None:
+        while True:
+            with self._wake:
+                while self._accepts and not self._waiting and not self._running:
+                    self._wake.wait()
+                if not self._accepts and not self._waiting and not self._running:
+                    return
+            self._admit()
+            self._drop_abandoned()
+            if self._running:
+                self._decode_chunk()
+            self._observer.rows_changed(sum(flight.num_rows for flight in self._running))
+
+    def _admit(self) -> None:
+        """Let waiting jobs in, in order, while their rows find room; the first one always does."""
+        while True:
+            with self._wake:
+                rows = sum(flight.num_rows for flight in self._running)
+                if not self._waiting:
+                    return
+                if self._running and rows + self._waiting[0].n > self._options.max_rows:
+                    return
+                job = self._waiting.popleft()
+                self._observer.queue_changed(len(self._waiting))
+            if _settle_abandoned(job):
+                continue
+            try:
+                self._running.append(Flight(job, self._sessions, self._manifest))
+            except Exception as error:  # whatever a graph raises belongs to this job alone
+                _log.exception("encoding failed")
+                job.result.set_exception(error)
+
+    def _drop_abandoned(self) -> None:
+        self._running = [flight for flight in self._running if not _settle_abandoned(flight.job)]
+
+    def _decode_chunk(self) -> None:
+        flights = self._running
+        num_rows = sum(flight.num_rows for flight in flights)
+        num_steps = self._options.chunk_steps
+        started = time.perf_counter()
+        try:
+            inputs = [flight.decoder_inputs(num_steps) for flight in flights]
+            tokens, log_probs, state = self._sessions.decoder.run(
+                {
+                    name: np.concatenate([part[name] for part in inputs], axis=row_axis(name))
+                    for name in inputs[0]
+                }
+            )
+        except Exception as error:  # the jobs fail, the engine goes on
+            _log.exception("decoding failed")
+            self._running = []
+            for flight in flights:
+                flight.job.result.set_exception(error)
+            return
+        self._observer.batch_ran(num_rows)
+        seconds = time.perf_counter() - started
+        first = 0
+        for flight in flights:
+            rows = slice(first, first + flight.num_rows)
+            first += flight.num_rows
+            flight.take(tokens[:, rows], log_probs[:, rows], state[rows], seconds)
+        self._running = [flight for flight in flights if flight.num_rows]
+        for flight in flights:
+            if not flight.num_rows:
+                flight.job.result.set_result(flight.generation())
+
+
+def _settle_abandoned(job: Job) -> bool:
+    """End a job that nobody waits for any more."""
+    if job.is_cancelled:
+        job.result.set_exception(RequestCancelled("the request was cancelled"))
+    elif time.monotonic() > job.deadline:
+        job.result.set_exception(DeadlinePassed("the deadline passed before all was decoded"))
+    else:
+        return False
+    return True

@@ -1,0 +1,186 @@
+"""A request in flight: what the engine is given, what it holds between chunks, what it returns."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from siserve.bundle.manifest import Manifest
+from siserve.serving import noise
+from siserve.serving.sessions import Sessions
+
+__all__ = ["Context", "Flight", "Generation", "Job", "Row", "row_axis"]
+
+
+@dataclass(frozen=True)
+class Context:
+    """A dialog as the context encoder takes it.
+
+    Attributes:
+        utterances: ids from <s> to </s>, oldest first.
+        floors: 1 where the responder spoke; as long as `utterances`.
+        topic: id of the topic, 0 = unknown.
+    """
+
+    utterances: tuple[tuple[int, ...], ...]
+    floors: tuple[int, ...]
+    topic: int = 0
+
+
+@dataclass(frozen=True)
+class Row:
+    """One response.
+
+    Attributes:
+        tokens: ids without special tokens.
+        log_prob: natural log probability of the tokens and, if it ended, of the end mark.
+        ended: whether the model ended it; False = cut at max_tokens.
+    """
+
+    tokens: tuple[int, ...]
+    log_prob: float
+    ended: bool
+
+
+@dataclass(frozen=True)
+class Generation:
+    """All responses of a request and where the time went."""
+
+    rows: tuple[Row, ...]
+    queue_seconds: float
+    encode_seconds: float
+    decode_seconds: float
+
+
+@dataclass
+class Job:
+    """One request to the engine.
+
+    Attributes:
+        deadline: time.monotonic() after which nobody waits for the result.
+        result: filled by the engine: the generation, or the error that ended it.
+    """
+
+    context: Context
+    n: int
+    seed: int
+    temperature: float
+    top_k: int
+    top_p: float
+    max_tokens: int
+    deadline: float = float("inf")
+    result: Future[Generation] = field(default_factory=Future)
+    submitted: float = 0.0
+    is_cancelled: bool = False
+
+    def cancel(self) -> None:
+        """Stop the work at the next chunk; safe from any thread."""
+        self.is_cancelled = True
+
+
+class Flight:
+    """A job in flight: the state of its rows that have not ended, and what all rows produced."""
+
+    def __init__(self, job: Job, sessions: Sessions, manifest: Manifest) -> None:
+        """Encode the job's context once and draw its latents."""
+        self.job = job
+        self._end = manifest.tokens.end
+        self.queue_seconds = time.monotonic() - job.submitted
+        started = time.perf_counter()
+        self._alive = np.arange(job.n)
+        (c,) = sessions.context_encoder.run(_encoder_inputs(job.context, manifest.tokens.pad))
+        self._c = np.repeat(c, job.n, axis=0)  # (R, C)
+        eps_z = noise.normals(job.seed, self._alive, manifest.sizes.latent)  # (R, D)
+        (self._z,) = sessions.prior.run({"c": self._c, "eps_z": eps_z})
+        self.encode_seconds = time.perf_counter() - started
+        self.decode_seconds = 0.0
+        self._state = np.zeros((job.n, manifest.sizes.state), dtype=np.float32)
+        self._token = np.full(job.n, manifest.tokens.start)
+        self._step = 0
+        self._tokens = np.full((job.n, job.max_tokens), self._end)
+        self._log_probs = np.zeros((job.n, job.max_tokens), dtype=np.float32)
+
+    @property
+    def num_rows(self) -> int:
+        """Rows that have not ended."""
+        return len(self._alive)
+
+    def decoder_inputs(self, num_steps: int) -> dict[str, NDArray[np.generic]]:
+        """Return the decoder's inputs for the next chunk."""
+        rows = self.num_rows
+        return {
+            "c": self._c,
+            "z": self._z,
+            "state": self._state,
+            "token": self._token,
+            "uniform": noise.uniforms(self.job.seed, self._alive, self._step, num_steps),
+            "forced": np.full((num_steps, rows), -1),
+            "temperature": np.full(rows, self.job.temperature, dtype=np.float32),
+            "top_k": np.full(rows, self.job.top_k),
+            "top_p": np.full(rows, self.job.top_p, dtype=np.float32),
+        }
+
+    def take(
+        self,
+        tokens: NDArray[np.int64],
+        log_probs: NDArray[np.float32],
+        state: NDArray[np.float32],
+        seconds: float,
+    ) -> None:
+        """Keep what a chunk produced, (K, R) each, and let go of the rows that ended."""
+        self.decode_seconds += seconds
+        used = min(len(tokens), self.job.max_tokens - self._step)
+        steps = slice(self._step, self._step + used)
+        self._tokens[self._alive, steps] = tokens[:used].T
+        self._log_probs[self._alive, steps] = log_probs[:used].T
+        self._step += used
+        goes_on = tokens[-1] != self._end
+        if self._step == self.job.max_tokens:
+            goes_on = np.zeros_like(goes_on)
+        self._alive = self._alive[goes_on]
+        self._c, self._z = self._c[goes_on], self._z[goes_on]
+        self._state, self._token = state[goes_on], tokens[-1][goes_on]
+
+    def generation(self) -> Generation:
+        """Return the responses, in the order of their latents."""
+        return Generation(
+            tuple(
+                _row(tokens, log_probs, self._end)
+                for tokens, log_probs in zip(self._tokens, self._log_probs, strict=True)
+            ),
+            self.queue_seconds,
+            self.encode_seconds,
+            self.decode_seconds,
+        )
+
+
+def _row(tokens: NDArray[np.int64], log_probs: NDArray[np.float32], end: int) -> Row:
+    (ends,) = np.nonzero(tokens == end)
+    length = int(ends[0]) if len(ends) else len(tokens)
+    return Row(
+        tuple(tokens[:length].tolist()),
+        float(log_probs[: length + 1].sum(dtype=np.float64)),
+        bool(len(ends)),
+    )
+
+
+def row_axis(name: str) -> int:
+    """Axis of a decoder input along which rows lie."""
+    return 1 if name in ("uniform", "forced") else 0
+
+
+def _encoder_inputs(context: Context, pad: int) -> dict[str, NDArray[np.generic]]:
+    longest = max(len(ids) for ids in context.utterances)
+    utterances = np.full((1, len(context.utterances), longest), pad)  # (1, U, T)
+    for row, ids in zip(utterances[0], context.utterances, strict=True):
+        row[: len(ids)] = ids
+    return {
+        "utterances": utterances,
+        "floor": np.array([context.floors]),
+        "topic": np.array([context.topic]),
+        "profile": np.zeros((1, 8), dtype=np.float32),
+    }

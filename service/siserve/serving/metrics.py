@@ -1,0 +1,185 @@
+"""The Prometheus metrics of a server: names and labels are part of the contract.
+
+Label values are bounded: methods are those of the proto, codes those of gRPC, models and versions
+those that are served.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from wsgiref.simple_server import WSGIServer
+
+import prometheus_client
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+
+from siserve.bundle.errors import SiserveError
+from siserve.serving.dialog_model import DialogModel
+from siserve.v1 import dialog_pb2
+
+__all__ = ["Metrics", "MetricsServer", "serve_metrics"]
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_SHARES = tuple(step / 20 for step in range(1, 21))
+_TOKENS = (1, 2, 3, 5, 8, 12, 16, 24, 32, 40, 64)
+_ROWS = (1, 2, 5, 10, 20, 40, 64, 80, 128, 256, 512)
+
+
+class Metrics:
+    """Every metric of design.md in a registry of its own; an Observer of the engine."""
+
+    def __init__(self) -> None:
+        """Make the metrics; nothing is shared with other instances."""
+        self.registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        self._requests = Counter(
+            "siserve_requests",
+            "Calls that were answered, by method and gRPC status code.",
+            ["method", "code"],
+            registry=registry,
+        )
+        self._request_seconds = _seconds(
+            registry, "request", "Time from a call's arrival to its answer.", ["method"]
+        )
+        self._queue_seconds = _seconds(registry, "queue", "Time that a request waited.")
+        self._encode_seconds = _seconds(
+            registry, "encode", "Time to encode a request's context and draw its latents."
+        )
+        self._decode_seconds = _seconds(
+            registry, "decode", "Time of the decoder runs that a request took part in."
+        )
+        self._responses = Counter(
+            "siserve_responses", "Responses that were returned.", ["model"], registry=registry
+        )
+        self._tokens = Counter(
+            "siserve_tokens", "Tokens of the returned responses.", ["model"], registry=registry
+        )
+        self._batch_rows = Histogram(
+            "siserve_batch_rows",
+            "Responses that one decoder run works on.",
+            buckets=_ROWS,
+            registry=registry,
+        )
+        self._inflight_rows = Gauge(
+            "siserve_inflight_rows", "Responses that are being decoded.", registry=registry
+        )
+        self._queue_requests = Gauge(
+            "siserve_queue_requests", "Requests that wait for the decoder.", registry=registry
+        )
+        self._distinct = tuple(
+            Histogram(
+                f"siserve_distinct_{order}_ratio",
+                f"Share of different {order}-grams in the responses to one request.",
+                ["model"],
+                buckets=_SHARES,
+                registry=registry,
+            )
+            for order in (1, 2)
+        )
+        self._response_tokens = Histogram(
+            "siserve_response_tokens",
+            "Length of the returned responses in tokens.",
+            ["model"],
+            buckets=_TOKENS,
+            registry=registry,
+        )
+        self._model_info = Gauge(
+            "siserve_model_info",
+            "The models that are served; always 1.",
+            ["model", "version", "device"],
+            registry=registry,
+        )
+
+    def engine_observer(self) -> EngineGauges:
+        """Make the observer of one engine; gauges add up over engines."""
+        return EngineGauges(self._queue_requests, self._inflight_rows, self._batch_rows)
+
+    def model_loaded(self, model: DialogModel) -> None:
+        """Announce a served model, with all its counters at zero."""
+        version = model.bundle.manifest.version
+        self._model_info.labels(model.name, version, model.device).set(1)
+        for metric in (self._responses, self._tokens, self._response_tokens, *self._distinct):
+            metric.labels(model.name)
+
+    def call_answered(self, method: str, code: str, seconds: float) -> None:
+        """Count a call, whatever came of it."""
+        self._requests.labels(method, code).inc()
+        self._request_seconds.labels(method).observe(seconds)
+
+    def generated(self, model: str, reply: dialog_pb2.GenerateResponsesResponse) -> None:
+        """Observe the stages and the result of one generation."""
+        self._queue_seconds.observe(reply.timings.queue_seconds)
+        self._encode_seconds.observe(reply.timings.encode_seconds)
+        self._decode_seconds.observe(reply.timings.decode_seconds)
+        self._responses.labels(model).inc(len(reply.responses))
+        self._tokens.labels(model).inc(sum(r.num_tokens for r in reply.responses))
+        self._distinct[0].labels(model).observe(reply.distinct_1)
+        self._distinct[1].labels(model).observe(reply.distinct_2)
+        for response in reply.responses:
+            self._response_tokens.labels(model).observe(response.num_tokens)
+
+
+class EngineGauges:
+    """What one engine adds to the gauges that all engines share."""
+
+    def __init__(self, queue: Gauge, rows: Gauge, batch: Histogram) -> None:
+        """Begin with nothing waiting and nothing in flight."""
+        self._queue, self._rows, self._batch = queue, rows, batch
+        self._num_waiting = self._num_rows = 0
+
+    def queue_changed(self, requests: int) -> None:
+        """Set how many requests wait."""
+        self._queue.inc(requests - self._num_waiting)
+        self._num_waiting = requests
+
+    def rows_changed(self, rows: int) -> None:
+        """Set how many rows are in flight."""
+        self._rows.inc(rows - self._num_rows)
+        self._num_rows = rows
+
+    def batch_ran(self, rows: int) -> None:
+        """Observe the size of a batch."""
+        self._batch.observe(rows)
+
+
+class MetricsServer:
+    """The HTTP server that Prometheus scrapes, in a thread of its own."""
+
+    def __init__(self, server: WSGIServer, thread: threading.Thread) -> None:
+        """Take over a running server."""
+        self._server, self._thread = server, thread
+        self.port = int(server.server_port)
+
+    def stop(self) -> None:
+        """Close the port."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+def serve_metrics(metrics: Metrics, host: str, port: int) -> MetricsServer:
+    """Expose metrics under /metrics; port 0 picks a free one.
+
+    Raises:
+        SiserveError: if the port cannot be had.
+    """
+    try:
+        server, thread = prometheus_client.start_http_server(port, host, metrics.registry)
+    except OSError as error:
+        raise SiserveError(
+            f"cannot listen on {host}:{port} for metrics ({os.strerror(error.errno or 0)}); "
+            "free the port or choose another with --metrics-port (0 = any)"
+        ) from None
+    return MetricsServer(server, thread)
+
+
+def _seconds(
+    registry: CollectorRegistry, stage: str, documentation: str, labels: list[str] | None = None
+) -> Histogram:
+    return Histogram(
+        f"siserve_{stage}_seconds",
+        documentation,
+        labels or [],
+        buckets=_SECONDS,
+        registry=registry,
+    )

@@ -1,0 +1,224 @@
+"""From the bytes of a request to a request that keeps every limit, before any work is done."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar, cast
+
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.message import DecodeError, Message
+
+from siserve.bundle.manifest import Manifest
+from siserve.bundle.wire import WireError, as_message, as_text, fields
+from siserve.serving.errors import InvalidRequest
+from siserve.v1.dialog_pb2 import GenerateResponsesRequest
+
+__all__ = ["DEFAULT_N", "GenerationRequest", "RequestLimits", "Turn", "check_request", "parse"]
+
+DEFAULT_N = 5
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 10.0
+MAX_FIELDS_SEARCHED = 5_000  # in a message that does not parse: about 10 ms
+
+AnyMessage = TypeVar("AnyMessage", bound=Message)
+
+
+@dataclass(frozen=True)
+class RequestLimits:
+    """What a request may hold at most; sizes in bytes of UTF-8."""
+
+    max_responses: int = 64
+    max_turns: int = 64
+    max_text_bytes: int = 16 << 10
+    max_name_bytes: int = 256
+
+    def __post_init__(self) -> None:
+        """Refuse limits under which no request could pass."""
+        for name, value in vars(self).items():
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One turn of a dialog."""
+
+    speaker: str
+    text: str
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """A request that keeps every limit; options that it left out are filled in.
+
+    Attributes:
+        turns: the dialog so far, oldest first.
+        responder: speaker of the responses.
+        topic: id of the topic, 0 = unknown.
+        n: number of responses.
+        seed: key of all noise; None = draw one.
+    """
+
+    turns: tuple[Turn, ...]
+    responder: str
+    topic: int
+    n: int
+    seed: int | None
+    temperature: float
+    top_k: int
+    top_p: float
+    max_tokens: int
+
+
+def parse(kind: Callable[[], AnyMessage], serialized: bytes) -> AnyMessage:
+    """Parse a message.
+
+    Raises:
+        InvalidRequest: naming the field that holds text which is not UTF-8, or the message
+            itself if it is not protobuf.
+    """
+    message = kind()
+    try:
+        message.ParseFromString(serialized)
+    except DecodeError:
+        descriptor = cast(Descriptor, message.DESCRIPTOR)
+        field, problem = _find_damage(descriptor, memoryview(serialized)) or (
+            descriptor.name,
+            f"is not a {descriptor.full_name} message; check the client's proto files",
+        )
+        raise InvalidRequest(field, problem) from None
+    return message
+
+
+def check_request(
+    message: GenerateResponsesRequest, manifest: Manifest, limits: RequestLimits
+) -> GenerationRequest:
+    """Check every field of a request and fill in what it leaves out.
+
+    Raises:
+        InvalidRequest: naming the first field that breaks a limit.
+    """
+    n = _number(message, "n", DEFAULT_N, 1, limits.max_responses)
+    _check_context(message, limits)
+    for name in ("responder", "topic", "model"):
+        _check_size(name, getattr(message, name), limits.max_name_bytes)
+    defaults = manifest.sampling
+    turns = tuple(Turn(utterance.speaker, utterance.text) for utterance in message.context)
+    return GenerationRequest(
+        turns=turns,
+        responder=message.responder or other_speaker(turns),
+        topic=_topic_id(message.topic, manifest.features.topics),
+        n=n,
+        seed=message.seed if message.HasField("seed") else None,
+        temperature=_temperature(message, defaults.temperature),
+        top_k=_number(message, "top_k", defaults.top_k, 0, manifest.sizes.vocabulary),
+        top_p=_top_p(message, defaults.top_p),
+        max_tokens=_number(
+            message, "max_tokens", defaults.max_tokens, 1, manifest.limits.response_tokens
+        ),
+    )
+
+
+def other_speaker(turns: Sequence[Turn]) -> str:
+    """Name who spoke last among those who did not speak the last turn.
+
+    In a dialog with one speaker so far the other one has no name yet: a name that no turn has.
+    """
+    last = turns[-1].speaker
+    return next((t.speaker for t in reversed(turns) if t.speaker != last), f"not {last}")
+
+
+def _check_context(message: GenerateResponsesRequest, limits: RequestLimits) -> None:
+    num_turns = len(message.context)
+    if not num_turns:
+        raise InvalidRequest("context", "is empty; send at least one turn")
+    if num_turns > limits.max_turns:
+        raise InvalidRequest(
+            "context",
+            f"has {num_turns} turns, at most {limits.max_turns} are taken; send the last ones",
+        )
+    total = 0
+    for index, utterance in enumerate(message.context):
+        _check_size(f"context[{index}].speaker", utterance.speaker, limits.max_name_bytes)
+        total += len(utterance.text.encode())
+        if total > limits.max_text_bytes:
+            raise InvalidRequest(
+                f"context[{index}].text",
+                f"brings the text to more than {limits.max_text_bytes} bytes; send less of it",
+            )
+        if not utterance.text.strip():
+            raise InvalidRequest(f"context[{index}].text", "is empty; leave such a turn out")
+
+
+def _check_size(field: str, value: str, max_bytes: int) -> None:
+    size = len(value.encode())
+    if size > max_bytes:
+        raise InvalidRequest(field, f"has {size} bytes, at most {max_bytes} are taken")
+
+
+def _number(
+    message: GenerateResponsesRequest, field: str, default: int, low: int, high: int
+) -> int:
+    value = int(getattr(message, field)) if message.HasField(field) else default
+    if not low <= value <= high:
+        raise InvalidRequest(field, f"must be from {low} to {high}, got {value}")
+    return value
+
+
+def _temperature(message: GenerateResponsesRequest, default: float) -> float:
+    value = message.temperature if message.HasField("temperature") else default
+    if value == 0 or MIN_TEMPERATURE <= round(value, 6) <= MAX_TEMPERATURE:  # a float32 on the wire
+        return value
+    raise InvalidRequest(
+        "temperature",
+        f"must be 0 or from {MIN_TEMPERATURE:g} to {MAX_TEMPERATURE:g}, got {value:g}",
+    )
+
+
+def _top_p(message: GenerateResponsesRequest, default: float) -> float:
+    value = message.top_p if message.HasField("top_p") else default
+    if math.isnan(value) or not 0 < value <= 1:
+        raise InvalidRequest("top_p", f"must be above 0 and at most 1, got {value:g}")
+    return value
+
+
+def _topic_id(topic: str, topics: Sequence[str]) -> int:
+    if not topic:
+        return 0
+    if topic in topics:
+        return topics.index(topic) + 1
+    known = "GetModel lists those it knows" if topics else "this model knows none, leave it empty"
+    raise InvalidRequest("topic", f"is none of the model's topics; {known}")
+
+
+def _find_damage(descriptor: Descriptor, message: memoryview) -> tuple[str, str] | None:
+    """Find the first text that is not UTF-8 and tell its path and what is wrong."""
+    try:
+        return _find_bad_text(descriptor, message, iter(range(MAX_FIELDS_SEARCHED)))
+    except WireError:
+        return None
+
+
+def _find_bad_text(
+    descriptor: Descriptor, message: memoryview, budget: Iterator[int]
+) -> tuple[str, str] | None:
+    counts: dict[int, int] = {}
+    for number, value in fields(message):
+        if next(budget, None) is None:
+            return None
+        field = descriptor.fields_by_number.get(number)
+        if field is None:
+            continue
+        index = counts[number] = counts.get(number, -1) + 1
+        path = f"{field.name}[{index}]" if field.is_repeated else field.name
+        if field.type == FieldDescriptor.TYPE_MESSAGE and field.message_type is not None:
+            inner = _find_bad_text(field.message_type, as_message(value), budget)
+            if inner is not None:
+                return f"{path}.{inner[0]}", inner[1]
+        elif field.type == FieldDescriptor.TYPE_STRING:
+            try:
+                as_text(value)
+            except WireError:
+                return path, "is not valid UTF-8"
+    return None

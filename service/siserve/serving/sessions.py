@@ -1,0 +1,133 @@
+"""onnxruntime sessions on the device that was asked for, or a reason why not."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import onnxruntime
+from numpy.typing import NDArray
+
+from siserve.bundle.errors import BundleError, UsageError
+from siserve.bundle.tensors import CONTEXT_ENCODER, DECODER, PRIOR, Graph
+from siserve.bundle.verify import Bundle
+
+__all__ = ["Device", "Sessions", "default_threads", "load_sessions"]
+
+Device = Literal["auto", "cuda", "cpu"]
+AnyArray = NDArray[Any]
+
+_CUDA = "CUDAExecutionProvider"
+_CPU = "CPUExecutionProvider"
+_log = logging.getLogger(__name__)
+
+
+class GraphSession:
+    """One graph, run by the names that siserve.bundle.tensors gives."""
+
+    def __init__(self, graph: Graph, session: onnxruntime.InferenceSession) -> None:
+        """Keep the order of the outputs."""
+        self._session = session
+        self._outputs = [tensor.name for tensor in graph.outputs]
+
+    def run(self, inputs: Mapping[str, AnyArray]) -> Sequence[AnyArray]:
+        """Return the outputs in the graph's order."""
+        outputs: Sequence[AnyArray] = self._session.run(self._outputs, dict(inputs))
+        return outputs
+
+
+@dataclass(frozen=True)
+class Sessions:
+    """The graphs that answering takes, ready to run."""
+
+    context_encoder: GraphSession
+    prior: GraphSession
+    decoder: GraphSession
+    device: Literal["cuda", "cpu"]
+
+
+def default_threads() -> int:
+    """Two threads where there are two cores: more help only batches that rarely come."""
+    return min(2, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
+
+
+def load_sessions(bundle: Bundle, device: Device, threads: int) -> Sessions:
+    """Load the graphs of a bundle.
+
+    Args:
+        bundle: a checked bundle.
+        device: auto takes CUDA where it works and says why if it does not.
+        threads: CPU threads of one run.
+
+    Raises:
+        UsageError: if CUDA was asked for and cannot be had; the message says why.
+        BundleError: if onnxruntime refuses a graph.
+    """
+    if device != "cpu":
+        try:
+            return _load(bundle, "cuda", threads)
+        except _NoCuda as reason:
+            if device == "cuda":
+                raise UsageError(f"--device cuda: {reason}; or take --device cpu") from None
+            _log.info("running on the CPU: %s", reason)
+    return _load(bundle, "cpu", threads)
+
+
+class _NoCuda(Exception):
+    """CUDA cannot be had; the message says why."""
+
+
+def _load(bundle: Bundle, device: Literal["cuda", "cpu"], threads: int) -> Sessions:
+    if device == "cuda":
+        _check_cuda()
+    encoder, prior, decoder = (
+        GraphSession(graph, _session(bundle, graph, device, threads))
+        for graph in (CONTEXT_ENCODER, PRIOR, DECODER)
+    )
+    return Sessions(encoder, prior, decoder, device)
+
+
+def _check_cuda() -> None:
+    if _CUDA not in onnxruntime.get_available_providers():
+        raise _NoCuda(
+            f"onnxruntime {onnxruntime.__version__} as installed cannot use CUDA; "
+            "replace it: pip uninstall onnxruntime, then pip install 'siserve[gpu]'"
+        )
+    if hasattr(onnxruntime, "preload_dlls"):
+        onnxruntime.preload_dlls()  # finds CUDA libraries that pip installed
+
+
+def _session(
+    bundle: Bundle, graph: Graph, device: Literal["cuda", "cpu"], threads: int
+) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.enable_mem_pattern = False  # shapes differ from run to run
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # TF32 off: fp32 is the exact reference on every device.
+    providers = [(_CUDA, {"use_tf32": "0"}), _CPU] if device == "cuda" else [_CPU]
+    try:
+        session = onnxruntime.InferenceSession(
+            str(bundle.file(graph.file)), sess_options=options, providers=providers
+        )
+    except Exception as error:  # onnxruntime has no common base class for what it raises
+        if device == "cuda":
+            raise _NoCuda(f"CUDA failed to start ({_first_line(error)})") from None
+        raise BundleError(
+            f"{graph.file} is refused by onnxruntime {onnxruntime.__version__} "
+            f"({_first_line(error)}); export the model again",
+            graph.file,
+        ) from None
+    if device == "cuda" and session.get_providers()[0] != _CUDA:
+        raise _NoCuda("CUDA failed to start; check the driver and the CUDA libraries")
+    return session
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
