@@ -68,5 +68,7 @@ def test_the_shipped_proto_is_the_one_that_clients_compile(
 
 def test_each_room_holds_one_package_only() -> None:
     for name, room in PACKAGES.items():
-        children = {p.name for p in room.iterdir() if p.is_dir() and p.name != "__pycache__"}
+        children = {
+            p.name for p in room.iterdir() if p.is_dir() and not p.name.startswith((".", "__"))
+        }
         assert children - {"results"} == {name}
