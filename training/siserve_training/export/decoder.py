@@ -1,0 +1,137 @@
+"""Emitter of the decoder: a chunk of K steps that starts, samples or scores, and ends rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import onnx
+from siserve.bundle.manifest import Tokens
+from siserve.bundle.tensors import DECODER, Tensor
+
+from siserve_training.export.graph import GraphBuilder, Value
+from siserve_training.export.sampling import Blocks, choose_token, read_options
+from siserve_training.export.weights import Parameters, WeightStore
+
+__all__ = ["Step", "decoder_graph"]
+
+#: (body, last token (R,), state (R, H)) to (features of the output layer, state), both (R, H).
+Step = Callable[[GraphBuilder, Value, Value], tuple[Value, Value]]
+
+#: Logit of places that fill up the last block; exp() of it is 0, and float16 could hold it.
+_NO_WORD = -60000.0
+#: Added to the logits of words that must not be chosen.
+_FORBIDDEN = -1e30
+
+
+def decoder_graph(
+    weights: WeightStore,
+    p: Parameters,
+    tokens: Tokens,
+    sizes: dict[str, int],
+    first_state: Callable[[GraphBuilder, Value, Value], Value],
+    step: Step,
+) -> onnx.ModelProto:
+    """Emit decoder.onnx.
+
+    Args:
+        weights: the store that all graphs of a bundle share.
+        p: the model's weights; decoder.out is the output layer.
+        tokens: ids of the special tokens.
+        sizes: sizes of the model by axis name.
+        first_state: (graph, c, z) to the state before ``<s>``, (R, H).
+        step: what one token does to the state.
+    """
+    g = GraphBuilder(weights)
+    given = {tensor.name: Value(tensor.name) for tensor in DECODER.inputs}
+    output = _OutputLayer(g, p, tokens)
+    is_free = g.op(
+        "Less", g.op("ReduceMin", given["forced"], g.integers(0), keepdims=0), g.integer(0)
+    )
+    options = read_options(g, given["temperature"], given["top_k"], given["top_p"], is_free)
+
+    def one_step(b: GraphBuilder, index: Value, token: Value, state: Value) -> Sequence[Value]:
+        uniform = b.op("Gather", given["uniform"], index)  # (R,)
+        forced = b.op("Gather", given["forced"], index)
+        features, following = step(b, token, state)
+        logits = output.logits(b, features)  # (R, words)
+        mask = output.mask(b, token)
+        chosen = choose_token(b, logits, mask, uniform, options, output.blocks)
+        chosen = b.op("Where", b.op("Less", forced, b.integer(0)), chosen, forced)
+        log_softmax = b.op("LogSoftmax", logits, axis=1)
+        log_prob = b.op("GatherElements", log_softmax, b.unsqueeze(chosen, 1), axis=1)
+        has_ended = b.op("Equal", token, b.integer(tokens.end))
+        log_prob = b.op("Where", has_ended, b.real(0.0), b.op("Squeeze", log_prob, b.integers(1)))
+        chosen = b.op("Where", has_ended, b.integer(tokens.end), chosen)
+        state = b.op("Where", b.unsqueeze(has_ended, 1), state, following)
+        return chosen, state, chosen, log_prob
+
+    num_steps = g.op("Squeeze", g.op("Shape", given["uniform"], start=0, end=1))
+    carried = [
+        (Tensor("token", "int64", ("R",)), given["token"]),
+        (Tensor("state", "float32", ("R", "H")), _start(g, tokens, given, first_state)),
+    ]
+    scanned = [Tensor("chosen", "int64", ("R",)), Tensor("log_prob", "float32", ("R",))]
+    _, state, chosen, log_probs = g.loop(num_steps, carried, scanned, one_step, sizes)
+    outputs = {"tokens": chosen, "log_probs": log_probs, "state_out": state}
+    return g.build(DECODER, outputs, sizes)
+
+
+def _start(
+    g: GraphBuilder,
+    tokens: Tokens,
+    given: dict[str, Value],
+    first_state: Callable[[GraphBuilder, Value, Value], Value],
+) -> Value:
+    """Take the state from [c, z] in rows whose last token is ``<s>``, else as it is given."""
+    is_start = g.op("Equal", given["token"], g.integer(tokens.start))
+    return g.when(
+        g.any(is_start),
+        lambda branch: branch.op(
+            "Where",
+            branch.unsqueeze(is_start, 1),
+            first_state(branch, given["c"], given["z"]),
+            given["state"],
+        ),
+        lambda branch: given["state"],
+        "float32",
+    )
+
+
+class _OutputLayer:
+    """The output layer, filled up to whole blocks when the graph is loaded, and its masks."""
+
+    def __init__(self, g: GraphBuilder, p: Parameters, tokens: Tokens) -> None:
+        vocabulary = p.shape("decoder.out.bias")[0]
+        self.blocks = Blocks.of(vocabulary)
+        self._tokens = tokens
+        missing = self.blocks.words - vocabulary
+        kernel = g.weight("decoder.out.kernel", p["decoder.out.weight"].T)
+        bias = g.weight("decoder.out.bias", p["decoder.out.bias"])
+        self._kernel = g.op("Pad", kernel, g.integers(0, 0, 0, missing), g.real(0.0))  # (H, words)
+        self._bias = g.op("Pad", bias, g.integers(0, missing), g.real(_NO_WORD))  # (words,)
+        allowed = g.op("Expand", g.real(0.0), g.integers(vocabulary))
+        allowed = g.op("Pad", allowed, g.integers(0, missing), g.real(_FORBIDDEN))
+        forbidden = sorted({tokens.pad, tokens.unk, tokens.start, tokens.dialog_start})
+        self._later = self._forbid(g, allowed, *forbidden)  # (words,)
+        self._first = self._forbid(g, self._later, tokens.end)
+
+    def logits(self, b: GraphBuilder, features: Value) -> Value:
+        """Emit logits of all places, (R, H) to (R, words)."""
+        return b.op("Add", b.op("MatMul", features, self._kernel), self._bias)
+
+    def mask(self, b: GraphBuilder, token: Value) -> Value:
+        """Emit what is added to the logits before a choice, (R, words) or (1, words)."""
+        is_start = b.op("Equal", token, b.integer(self._tokens.start))
+        return b.when(
+            b.any(is_start),
+            lambda branch: branch.op(
+                "Where", branch.unsqueeze(is_start, 1), self._first, self._later
+            ),
+            lambda branch: branch.unsqueeze(self._later, 0),
+            "float32",
+        )
+
+    @staticmethod
+    def _forbid(g: GraphBuilder, mask: Value, *ids: int) -> Value:
+        values = g.op("Expand", g.real(_FORBIDDEN), g.integers(len(ids)))
+        return g.op("ScatterElements", mask, g.integers(*ids), values, axis=0)

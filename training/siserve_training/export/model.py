@@ -1,0 +1,40 @@
+"""What an export takes and what a method makes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import onnx
+from siserve.bundle.manifest import Features, Sizes, Tokens
+
+from siserve_training.export.weights import FloatArray
+
+__all__ = ["GraphSet", "TrainedModel"]
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A trained model as its export sees it; neither torch nor a model class is needed.
+
+    Attributes:
+        method: key of METHODS.
+        arrays: weights by their names in the model's state dict.
+        tokens: ids of the special tokens.
+        features: what the condition vector holds beside the context.
+        logvar_clamp: bound on the absolute log-variances of all heads, 0 for none.
+    """
+
+    method: str
+    arrays: Mapping[str, FloatArray]
+    tokens: Tokens
+    features: Features
+    logvar_clamp: float = 0.0
+
+
+@dataclass(frozen=True)
+class GraphSet:
+    """The graphs of a bundle by file name, and the sizes that they have in common."""
+
+    graphs: Mapping[str, onnx.ModelProto]
+    sizes: Sizes

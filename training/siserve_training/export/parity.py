@@ -1,0 +1,290 @@
+"""Graphs against the model: same inputs, same answers, or no bundle.
+
+Differences are |graph - model| / max(1, |model|): absolute for numbers up to 1 and relative above,
+because a log density of 200 dimensions is a number of hundreds, where float32 has steps of 3e-5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+from siserve.bundle.manifest import Sizes, Tokens
+from siserve.bundle.tensors import CONTEXT_ENCODER, DECODER, PRIOR, SI_SAMPLER, Graph
+
+from siserve_training.export.errors import ExportError
+from siserve_training.export.weights import FloatArray
+
+__all__ = [
+    "TOLERANCE",
+    "Parity",
+    "PosteriorDraw",
+    "Reference",
+    "check_parity",
+    "greedy",
+    "open_graph",
+]
+
+TOLERANCE = 1e-5
+
+Ids = NDArray[np.int64]
+
+#: (B contexts, U utterances, T tokens, R rows, A auxiliaries, topics and profiles known).
+_SHAPES = ((1, 1, 3, 1, 0, False), (3, 9, 7, 5, 4, True), (4, 2, 40, 7, 30, True))
+_GREEDY_STEPS = 40
+_CHUNK = 8
+
+
+@dataclass(frozen=True)
+class PosteriorDraw:
+    """A latent of q(z|x,c) and its log densities in nats: (R, D), (R,), (R,)."""
+
+    z: FloatArray
+    log_q_z: FloatArray
+    log_p_z: FloatArray
+
+
+class Reference(Protocol):
+    """The model that the graphs must agree with; arrays in, arrays out, shapes as in the graphs."""
+
+    def encode_context(
+        self, utterances: Ids, floor: Ids, topic: Ids, profile: FloatArray
+    ) -> FloatArray:
+        """Return c, (B, C)."""
+
+    def prior(self, c: FloatArray, eps_z: FloatArray) -> FloatArray:
+        """Return z drawn from p(z|c), (R, D)."""
+
+    def posterior(
+        self, c: FloatArray, response: Ids, eps_lam: FloatArray, eps_z: FloatArray
+    ) -> PosteriorDraw:
+        """Draw from q(z|x,c) through the first row of eps_lam."""
+
+    def first_state(self, c: FloatArray, z: FloatArray) -> FloatArray:
+        """Return the decoder's state before ``<s>``, (R, H)."""
+
+    def step(self, token: Ids, state: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Take one token a row; return logits (R, V) and the next state (R, H)."""
+
+
+@dataclass(frozen=True)
+class Parity:
+    """What was compared: the largest difference of each tensor, and how many greedy tokens."""
+
+    differences: Mapping[str, float]
+    num_greedy_tokens: int
+
+
+def open_graph(path: Path) -> onnxruntime.InferenceSession:
+    """Open a graph on one CPU thread.
+
+    Raises:
+        ExportError: if onnxruntime refuses it.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    try:
+        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's own exceptions share no base but this
+        raise ExportError(f"onnxruntime cannot open {path.name}: {error}") from error
+
+
+def check_parity(
+    folder: Path, reference: Reference, tokens: Tokens, sizes: Sizes, num_topics: int, seed: int = 0
+) -> Parity:
+    """Run the graphs of a folder against a model on random inputs of several shapes.
+
+    Args:
+        folder: holds the four graphs and weights.safetensors.
+        reference: the model, with its weights rounded as they were stored.
+        tokens: ids of the special tokens.
+        sizes: sizes of the model.
+        num_topics: known topics; ids go up to this number.
+        seed: of the random inputs.
+
+    Raises:
+        ExportError: if a tensor differs by more than 1e-5 or a greedy token differs at all.
+    """
+    check = _Check(folder, reference, tokens, sizes, num_topics, np.random.default_rng(seed))
+    for shape in _SHAPES:
+        check.run(*shape)
+    return Parity(check.differences, check.num_greedy_tokens)
+
+
+def greedy(
+    reference: Reference, tokens: Tokens, c: FloatArray, z: FloatArray, num_steps: int
+) -> tuple[Ids, FloatArray, FloatArray]:
+    """Decode a model greedily: tokens and log-probs, (K, R) each, and the last states, (R, H)."""
+    state, last = reference.first_state(c, z), np.full(len(z), tokens.start)
+    chosen, log_probs = [], []
+    for _ in range(num_steps):
+        logits, following = reference.step(last, state)
+        allowed = logits.copy()
+        allowed[:, [tokens.pad, tokens.unk, tokens.start, tokens.dialog_start]] = -np.inf
+        allowed[last == tokens.start, tokens.end] = -np.inf
+        ended = last == tokens.end
+        token = np.where(ended, tokens.end, allowed.argmax(1))
+        log_prob = _log_softmax(logits)[np.arange(len(token)), token]
+        state = np.where(ended[:, None], state, following)
+        chosen.append(token)
+        log_probs.append(np.where(ended, 0, log_prob))
+        last = token
+    return np.stack(chosen), np.stack(log_probs), state
+
+
+class _Check:
+    """One run of the comparison; `differences` fills up as it goes."""
+
+    def __init__(
+        self,
+        folder: Path,
+        reference: Reference,
+        tokens: Tokens,
+        sizes: Sizes,
+        num_topics: int,
+        rng: np.random.Generator,
+    ) -> None:
+        self._sessions = {
+            graph.file: open_graph(folder / graph.file)
+            for graph in (CONTEXT_ENCODER, PRIOR, SI_SAMPLER, DECODER)
+        }
+        self._reference = reference
+        self._tokens = tokens
+        self._sizes = sizes
+        self._num_topics = num_topics
+        self._rng = rng
+        self.differences: dict[str, float] = {}
+        self.num_greedy_tokens = 0
+
+    def run(
+        self, contexts: int, window: int, length: int, rows: int, aux: int, known: bool
+    ) -> None:
+        c = self._compare_context(contexts, window, length, known)
+        c = c[self._rng.integers(0, contexts, rows)]  # (R, C)
+        z = self._compare_latents(c, length, aux)
+        self._compare_greedy(c, z)
+        self._compare_forced(c, z, length)
+
+    def _compare_context(self, contexts: int, window: int, length: int, known: bool) -> FloatArray:
+        shape = (contexts, window)
+        inputs: dict[str, Any] = {
+            "utterances": self._utterances(contexts * window, length).reshape(*shape, length),
+            "floor": self._rng.integers(0, 2, shape),
+            "topic": self._rng.integers(0, self._num_topics + 1, contexts) * known,
+            "profile": self._normal(contexts, 8) * np.float32(known),
+        }
+        used = self._rng.integers(1, window + 1, contexts)
+        inputs["utterances"][np.arange(window) >= used[:, None]] = 0
+        c: FloatArray = self._run(CONTEXT_ENCODER, inputs)[0]
+        self._differ("c", c, self._reference.encode_context(**inputs))
+        return c
+
+    def _compare_latents(self, c: FloatArray, length: int, aux: int) -> FloatArray:
+        rows = len(c)
+        eps_z = self._normal(rows, self._sizes.latent)
+        z: FloatArray = self._run(PRIOR, {"c": c, "eps_z": eps_z})[0]
+        self._differ("prior z", z, self._reference.prior(c, eps_z))
+        inputs: dict[str, Any] = {
+            "c": c,
+            "response": self._utterances(rows, length),
+            "eps_lam": self._normal(rows, aux + 1, self._sizes.noise),
+            "eps_z": eps_z,
+        }
+        drawn = self._run(SI_SAMPLER, inputs)
+        expected = self._reference.posterior(**inputs)
+        for name, got in zip(("z", "log_q_z", "log_p_z"), drawn, strict=True):
+            self._differ(f"posterior {name}", got, getattr(expected, name))
+        return z
+
+    def _compare_greedy(self, c: FloatArray, z: FloatArray) -> None:
+        tokens, log_probs, state = greedy(self._reference, self._tokens, c, z, _GREEDY_STEPS)
+        got_state = np.full((len(z), self._sizes.state), 9.0, np.float32)  # ignored before <s>
+        last = np.full(len(z), self._tokens.start)
+        for start in range(0, _GREEDY_STEPS, _CHUNK):
+            forced = np.full((_CHUNK, len(z)), -1)
+            got, got_log_probs, got_state = self._decode(c, z, got_state, last, forced)
+            expected = tokens[start : start + _CHUNK]
+            if not np.array_equal(got, expected):
+                step, row = np.argwhere(got != expected)[0]
+                raise ExportError(
+                    f"decoder.onnx decodes greedily to word {got[step, row]} where the model says "
+                    f"{expected[step, row]} (row {row}, step {start + step}; log-probs so far "
+                    f"differ by {self.differences.get('log_probs', 0.0):.2g}); nothing was written"
+                )
+            self._differ("log_probs", got_log_probs, log_probs[start : start + _CHUNK])
+            last = got[-1]
+            self.num_greedy_tokens += got.size
+        self._differ("state_out", got_state, state)
+
+    def _compare_forced(self, c: FloatArray, z: FloatArray, length: int) -> None:
+        words = self._utterances(len(z), length).T  # (T, R)
+        state, last = self._reference.first_state(c, z), words[0]
+        expected = []
+        for token in words[1:]:
+            logits, following = self._reference.step(last, state)
+            ended = last == self._tokens.end
+            target = np.where(ended, self._tokens.end, token)
+            log_prob = _log_softmax(logits)[np.arange(len(z)), target]
+            expected.append(np.where(ended, 0, log_prob))
+            state, last = np.where(ended[:, None], state, following), target
+        got = self._decode(c, z, np.zeros_like(state), words[0], words[1:])
+        self._differ("log_probs", got[1], np.stack(expected))
+
+    def _decode(
+        self, c: FloatArray, z: FloatArray, state: FloatArray, last: Ids, forced: Ids
+    ) -> list[Any]:
+        rows = len(z)
+        inputs = {
+            "c": c,
+            "z": z,
+            "state": state.astype(np.float32),
+            "token": last,
+            "uniform": np.zeros(forced.shape, np.float32),
+            "forced": forced,
+            "temperature": np.zeros(rows, np.float32),
+            "top_k": np.zeros(rows, np.int64),
+            "top_p": np.ones(rows, np.float32),
+        }
+        return self._run(DECODER, inputs)
+
+    def _run(self, graph: Graph, inputs: Mapping[str, NDArray[Any]]) -> list[Any]:
+        outputs = [tensor.name for tensor in graph.outputs]
+        return list(self._sessions[graph.file].run(outputs, dict(inputs)))
+
+    def _differ(self, name: str, got: FloatArray, expected: FloatArray) -> None:
+        if got.shape != expected.shape:
+            raise ExportError(f"{name} has shape {got.shape}, the model gives {expected.shape}")
+        difference = float(np.max(np.abs(got - expected) / np.maximum(1, np.abs(expected))))
+        if not difference <= TOLERANCE:
+            raise ExportError(
+                f"{name} of the graphs differs from the model's by {difference:.3g}, at most "
+                f"{TOLERANCE:g} is allowed; nothing was written. Check that the checkpoint and "
+                "the code are of one version, and export with dtype float32 if it is float16"
+            )
+        self.differences[name] = max(difference, self.differences.get(name, 0.0))
+
+    def _utterances(self, count: int, length: int) -> Ids:
+        """Utterances from ``<s>`` to ``</s>`` of 2 to `length` random words, padded by 0."""
+        special = set(self._tokens.model_dump().values())
+        words = np.array([i for i in range(self._sizes.vocabulary) if i not in special])
+        ids = self._rng.choice(words, (count, length))
+        lengths = self._rng.integers(2, length + 1, count)
+        ids[:, 0] = self._tokens.start
+        ids[np.arange(count), lengths - 1] = self._tokens.end
+        ids[np.arange(length) >= lengths[:, None]] = 0
+        return ids
+
+    def _normal(self, *shape: int) -> NDArray[np.float32]:
+        return self._rng.standard_normal(shape, np.float32)
+
+
+def _log_softmax(logits: FloatArray) -> FloatArray:
+    shifted: FloatArray = logits - logits.max(1, keepdims=True)
+    log_softmax: FloatArray = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
+    return log_softmax

@@ -1,0 +1,130 @@
+"""Emitters of recurrent parts. All GRUs are torch's: the reset gate acts after the product.
+
+Whole sequences go through ONNX's GRU operator, whose gates are ordered z, r, h; single steps of a
+decoder are spelt out, with torch's order r, z, n, because onnxruntime's operator is slower there.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+
+from siserve_training.export.graph import GraphBuilder, Value
+from siserve_training.export.weights import FloatArray, Parameters
+
+__all__ = ["context_state", "count_real", "gru_last_state", "gru_step", "utterance_vectors"]
+
+
+def gru_last_state(
+    g: GraphBuilder,
+    p: Parameters,
+    name: str,
+    steps: Value,
+    lengths: Value,
+    direction: Literal["forward", "bidirectional"] = "forward",
+) -> Value:
+    """Run a GRU over ragged rows and return its state after each row's last step.
+
+    Args:
+        g: the graph.
+        p: the model's weights; `name` is the path of an nn.GRU of one layer.
+        name: path of the GRU.
+        steps: inputs, time first, (T, N, F).
+        lengths: steps of each row, at least 1, (N,).
+        direction: "bidirectional" runs backwards too, from each row's last step.
+
+    Returns:
+        (N, H), or (N, 2H): the forward and the backward final state.
+    """
+    suffixes = ("", "_reverse") if direction == "bidirectional" else ("",)
+    hidden = p.shape(f"{name}.weight_hh_l0")[1]
+    kernel = np.stack([_zrh(p[f"{name}.weight_ih_l0{s}"]) for s in suffixes])
+    recurrence = np.stack([_zrh(p[f"{name}.weight_hh_l0{s}"]) for s in suffixes])
+    biases = [
+        np.concatenate([_zrh(p[f"{name}.bias_{part}_l0{s}"]) for part in ("ih", "hh")])
+        for s in suffixes
+    ]
+    _, state = g.ops(
+        "GRU",
+        2,
+        steps,
+        g.weight(f"{name}.W", kernel),
+        g.weight(f"{name}.R", recurrence),
+        g.weight(f"{name}.B", np.stack(biases)),
+        g.cast(lengths, "int32"),
+        hidden_size=hidden,
+        direction=direction,
+        linear_before_reset=1,
+    )  # (directions, N, H)
+    by_row = g.op("Transpose", state, perm=[1, 0, 2])  # (N, directions, H)
+    return g.reshape(by_row, 0, len(suffixes) * hidden)
+
+
+def utterance_vectors(g: GraphBuilder, p: Parameters, ids: Value) -> Value:
+    """Encode utterances, (N, T) ids padded by 0 at their ends, to (N, F).
+
+    A row of nothing but padding is run as if it had one token; what it gives must not be used.
+    """
+    lengths = g.op("Max", count_real(g, ids), g.integers(1))
+    by_time = g.op("Transpose", ids, perm=[1, 0])  # (T, N)
+    embedded = g.rows_of("embedding.weight", p["embedding.weight"], by_time)  # (T, N, W)
+    return gru_last_state(g, p, "utterance_encoder.gru", embedded, lengths, "bidirectional")
+
+
+def context_state(g: GraphBuilder, p: Parameters, utterances: Value, floor: Value) -> Value:
+    """Encode contexts: utterances one by one, then a GRU over them and their floors.
+
+    Args:
+        g: the graph.
+        p: the model's weights.
+        utterances: ids, (B, U, T); real utterances first, the rest of the rows all padding.
+        floor: 1 where the responder spoke, 0 elsewhere, (B, U).
+
+    Returns:
+        State after the last real utterance, (B, H).
+    """
+    batch_and_window = g.op("Shape", utterances, start=0, end=2)
+    length = g.op("Shape", utterances, start=2, end=3)
+    ids = g.op("Reshape", utterances, g.op("Concat", g.integers(-1), length, axis=0))  # (B*U, T)
+    vectors = utterance_vectors(g, p, ids)  # (B*U, F)
+    shape = g.op("Concat", batch_and_window, g.integers(-1), axis=0)
+    vectors = g.op("Reshape", vectors, shape)  # (B, U, F)
+    spoke = g.unsqueeze(g.cast(g.op("Equal", floor, g.integer(1)), "float32"), 2)  # (B, U, 1)
+    steps = g.op("Concat", vectors, g.op("Sub", g.real(1.0), spoke), spoke, axis=2)  # (B, U, F+2)
+    by_time = g.op("Transpose", steps, perm=[1, 0, 2])  # (U, B, F+2)
+    used = g.reduce("ReduceMax", utterances, 2)  # (B, U), 0 for an utterance of padding
+    lengths = g.op("Max", count_real(g, used), g.integers(1))
+    return gru_last_state(g, p, "context_encoder.gru", by_time, lengths)
+
+
+def gru_step(g: GraphBuilder, p: Parameters, name: str, x: Value, state: Value) -> Value:
+    """Take one step of a GRU, inputs (R, F) and states (R, H) to states (R, H)."""
+    hidden = p.shape(f"{name}.weight_hh_l0")[1]
+    from_x = _gates(g, p, name, "ih", x)  # (R, 3H)
+    from_state = _gates(g, p, name, "hh", state)  # (R, 3H)
+    parts = g.integers(2 * hidden, hidden)
+    x_rz, x_n = g.ops("Split", 2, from_x, parts, axis=1)
+    h_rz, h_n = g.ops("Split", 2, from_state, parts, axis=1)
+    r_and_z = g.op("Sigmoid", g.op("Add", x_rz, h_rz))
+    r, z = g.ops("Split", 2, r_and_z, g.integers(hidden, hidden), axis=1)
+    n = g.op("Tanh", g.op("Add", x_n, g.op("Mul", r, h_n)))
+    return g.op("Add", n, g.op("Mul", z, g.op("Sub", state, n)))  # (1 - z) n + z h
+
+
+def count_real(g: GraphBuilder, ids: Value) -> Value:
+    """Count the entries of each row that are not padding, (N, T) to (N,)."""
+    is_real = g.op("Not", g.op("Equal", ids, g.integer(0)))
+    return g.reduce("ReduceSum", g.cast(is_real, "int64"), 1)
+
+
+def _gates(g: GraphBuilder, p: Parameters, name: str, part: str, x: Value) -> Value:
+    kernel = g.weight(f"{name}.kernel_{part}", p[f"{name}.weight_{part}_l0"].T)
+    bias = g.weight(f"{name}.bias_{part}", p[f"{name}.bias_{part}_l0"])
+    return g.op("Add", g.op("MatMul", x, kernel), bias)
+
+
+def _zrh(rows: FloatArray) -> FloatArray:
+    """Reorder gates from torch's r, z, n to ONNX's z, r, h."""
+    r, z, n = np.split(rows, 3)
+    return np.concatenate([z, r, n])
