@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-import importlib
+import importlib.util
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
@@ -79,6 +79,8 @@ def _run_room(module: str, arguments: Sequence[str]) -> int:
 
 def _run_training(arguments: Sequence[str]) -> int:
     try:
+        if importlib.util.find_spec("torch") is None:  # told before any option is looked at
+            return _missing(arguments[0], "torch", "train")
         from siserve_training.cli import main as run_training
 
         return int(run_training(list(arguments)) or 0)
