@@ -1,0 +1,1 @@
+"""Corpora: reading, vocabulary, (context, response) pairs and batches."""

@@ -1,0 +1,42 @@
+"""What a user can get wrong in training, one exception each.
+
+    TrainingError
+    ├── ConfigError      a key, a value, a preset or a command that cannot be meant
+    ├── CorpusError      a file of the corpus that is missing, empty or malformed
+    ├── RunError         a run folder that cannot be written, resumed or read
+    └── DivergenceError  a loss that is not a number or explodes
+
+Messages are one line: what was expected, what came, what to do.
+"""
+
+from __future__ import annotations
+
+__all__ = ["ConfigError", "CorpusError", "DivergenceError", "RunError", "TrainingError"]
+
+
+class TrainingError(Exception):
+    """Base of the errors that end a command with one line and no traceback."""
+
+    exit_code = 1
+
+
+class ConfigError(TrainingError):
+    """A configuration that cannot be meant."""
+
+    exit_code = 2
+
+
+class CorpusError(TrainingError):
+    """A corpus that cannot be read."""
+
+    exit_code = 2
+
+
+class RunError(TrainingError):
+    """A run folder that cannot be used as asked."""
+
+    exit_code = 2
+
+
+class DivergenceError(TrainingError):
+    """A loss that is not finite or explodes."""

@@ -1,0 +1,37 @@
+"""How much a latent tells of its data: mutual information under the aggregated posterior."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from siserve_training.distributions import DiagonalNormal
+
+__all__ = ["mutual_information"]
+
+
+def mutual_information(z: Tensor, components: DiagonalNormal, rows: int = 16) -> float:
+    """Estimate I(x; z) over B examples, as He et al. 2019's code does, for mixtures.
+
+    log q(z_i|x_j) is the log mean over the S components of x_j, the one that made z_i among them
+    for j = i, in both terms. The estimate cannot exceed about log B.
+
+    Args:
+        z: one latent of each example, drawn from its component 0, (B, D).
+        components: q(z|lambda) of each example, batch shape (B, S, D).
+        rows: latents that are scored at once.
+
+    Returns:
+        Nats.
+    """
+    flat = DiagonalNormal(components.mu.flatten(0, 1), components.logvar.flatten(0, 1))  # (B*S, D)
+    count, draws = components.mu.shape[:2]
+    pieces = [
+        torch.logsumexp(flat.log_prob(part.unsqueeze(1)).view(-1, count, draws), dim=-1)
+        for part in z.split(rows)
+    ]
+    log_q = torch.cat(pieces) - math.log(draws)  # (B, B): z_i under x_j
+    aggregated = torch.logsumexp(log_q, dim=1) - math.log(count)
+    return float((log_q.diagonal() - aggregated).mean())

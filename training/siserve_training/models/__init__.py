@@ -1,0 +1,1 @@
+"""Models: a transformers config and model each; forward returns distributions."""

@@ -1,0 +1,78 @@
+"""Feed-forward heads: Gaussian parameters with and without injected noise, the bag of words."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["BagOfWords", "GaussianHead"]
+
+
+class GaussianHead(nn.Module):
+    """Linear layer, or tanh layer and linear layer, to the parameters (mu, logvar).
+
+    With `noise` units of injected noise it is the explicit layer's network
+    lambda = f(h, eps_lam) of a semi-implicit distribution (Yin & Zhou 2018, eq. 1).
+
+    Args:
+        features: size of the input without noise.
+        noise: size of the noise, 0 for none.
+        hidden: size of the tanh layer, 0 for none.
+        latent: D.
+        logvar_clamp: bound on the absolute log-variance, 0 for none.
+    """
+
+    def __init__(
+        self, features: int, noise: int, hidden: int, latent: int, logvar_clamp: float = 0.0
+    ) -> None:
+        super().__init__()
+        if hidden:
+            self.hidden = nn.Linear(features + noise, hidden)
+        self.out = nn.Linear(hidden or features + noise, 2 * latent)
+        self.has_hidden = hidden > 0
+        self.noise = noise
+        self.logvar_clamp = logvar_clamp
+
+    def forward(self, features: Tensor, eps_lam: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Map features, with several draws of noise each, to (mu, logvar).
+
+        The product with the features is formed once and shared by the draws.
+
+        Args:
+            features: (B, F).
+            eps_lam: (B, S, E), or None for a head without noise.
+
+        Returns:
+            mu and logvar, each (B, S, D), or (B, D) without noise.
+        """
+        first = self.hidden if self.has_hidden else self.out
+        if eps_lam is None or self.noise == 0:
+            projected = first(features)  # (B, H)
+            if eps_lam is not None:
+                projected = projected.unsqueeze(1).expand(-1, eps_lam.shape[1], -1)  # (B, S, H)
+        else:
+            of_features, of_noise = first.weight.split(
+                [first.in_features - self.noise, self.noise], dim=1
+            )
+            shared = nn.functional.linear(features, of_features, first.bias)  # (B, H)
+            projected = shared.unsqueeze(1) + nn.functional.linear(eps_lam, of_noise)  # (B, S, H)
+        parameters = self.out(torch.tanh(projected)) if self.has_hidden else projected
+        mu, logvar = parameters.chunk(2, dim=-1)
+        if self.logvar_clamp:
+            logvar = logvar.clamp(-self.logvar_clamp, self.logvar_clamp)
+        return mu, logvar
+
+
+class BagOfWords(nn.Module):
+    """Tanh layer and linear layer from [c, z] to one set of logits for all positions."""
+
+    def __init__(self, condition: int, hidden: int, vocabulary: int) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(condition, hidden)
+        self.out = nn.Linear(hidden, vocabulary)
+
+    def forward(self, condition: Tensor) -> Tensor:
+        """Return the tanh layer's output, which `out` turns into logits, (..., H)."""
+        return cast(Tensor, torch.tanh(self.hidden(condition)))

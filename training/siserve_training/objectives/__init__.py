@@ -1,0 +1,1 @@
+"""Objectives: they know distributions and schedules, not models."""

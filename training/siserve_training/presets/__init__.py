@@ -1,0 +1,1 @@
+"""Presets: TOML files that change the defaults of `TrainConfig`."""

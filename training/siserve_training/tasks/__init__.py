@@ -1,0 +1,1 @@
+"""Tasks: what a corpus and a configuration turn into for the loop."""

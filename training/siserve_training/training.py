@@ -1,0 +1,93 @@
+"""Start or resume a run: check everything first, then write, then train."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from siserve_training.config import TrainConfig
+from siserve_training.data.pairs import PairSet
+from siserve_training.errors import RunError
+from siserve_training.fit import FitResult, fit, planned_steps
+from siserve_training.run_folder import RunFolder
+from siserve_training.tasks.dialog import DialogData, build_model, load_dialog_data
+
+__all__ = ["resume_run", "start_run"]
+
+
+def start_run(
+    out: Path, data: Path, config: TrainConfig, skip_bad_lines: bool = False, overwrite: bool = False
+) -> FitResult:
+    """Train a new run; nothing is written before corpus and configuration are known to be good.
+
+    Raises:
+        ConfigError, CorpusError, RunError: before anything is written.
+        DivergenceError: from the loop.
+    """
+    run = RunFolder(out)
+    run.check_free(overwrite)
+    corpus = load_dialog_data(data, config, skip_bad_lines)
+    model = build_model(config, corpus)
+    facts = corpus_facts(data, corpus)
+    run.create(config, corpus.text, facts)
+    for note in corpus.notes:
+        print(f"note: {note}", file=sys.stderr)
+    print(
+        f"{facts['train']['pairs']} training and {facts['valid']['pairs']} valid pairs, vocabulary "
+        f"{corpus.text.size}, {model.num_parameters():,} parameters, "
+        f"{planned_steps(config, corpus)} steps",
+        file=sys.stderr,
+        flush=True,
+    )
+    return fit(config, corpus, model, run)
+
+
+def resume_run(
+    out: Path, data: Path, overrides: dict[str, Any], skip_bad_lines: bool = False
+) -> FitResult:
+    """Go on with a run from its last checkpoint.
+
+    Raises:
+        RunError: if there is no run, or the corpus is not the one it was started on.
+        ConfigError: if the configuration is asked to change.
+    """
+    run = RunFolder(out)
+    config = run.resumed_config(overrides)
+    corpus = load_dialog_data(data, config, skip_bad_lines, text=run.text())
+    facts, before = corpus_facts(data, corpus), run.corpus()
+    for split in ("train", "valid"):
+        if facts[split] != before[split]:
+            raise RunError(
+                f"{data} is not the corpus of {out}: {split} has {facts[split]}, the run saw "
+                f"{before[split]}; pass the folder that the run was started with"
+            )
+    corpus = dataclasses.replace(corpus, features=run.features())
+    return fit(config, corpus, build_model(config, corpus), run)
+
+
+def corpus_facts(folder: Path, data: DialogData) -> dict[str, Any]:
+    """Collect what a run notes of its corpus."""
+    return {
+        "folder": folder.name,
+        "vocabulary": data.text.size,
+        "topics": list(data.features.topics),
+        "profile": data.features.profile,
+        "train": _counts(data.train),
+        "valid": _counts(data.valid),
+        "notes": list(data.notes),
+    }
+
+
+def _counts(pairs: PairSet) -> dict[str, int]:
+    lengths = np.array([len(ids) for ids in pairs.texts])
+    return {
+        "dialogs": len(pairs.first_of),
+        "utterances": len(pairs.text_of) - len(pairs.first_of),
+        "pairs": len(pairs),
+        "tokens": int(lengths[pairs.text_of].sum()),
+        "truncated": pairs.truncated,
+    }
