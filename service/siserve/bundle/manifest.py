@@ -140,7 +140,7 @@ def parse_manifest(serialized: bytes) -> Manifest:
     """
     try:
         content = json.loads(serialized)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _refused(f"is not JSON ({error})") from None
     if not isinstance(content, dict):
         raise _refused("is not a JSON object")

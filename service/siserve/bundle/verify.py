@@ -126,7 +126,7 @@ def _check_weights(path: Path) -> None:
         size = int.from_bytes(stream.read(8), "little")
         try:
             header = json.loads(stream.read(size)) if size <= MAX_HEADER_BYTES else None
-        except ValueError:
+        except (ValueError, RecursionError):
             header = None
     if not isinstance(header, dict):
         raise _off(WEIGHTS_FILE, "is no safetensors file; pickles and archives are never loaded")
@@ -135,7 +135,7 @@ def _check_weights(path: Path) -> None:
 def _check_tokenizer(path: Path) -> None:
     try:
         content = json.loads(_read(path, TOKENIZER_FILE))
-    except ValueError:
+    except (ValueError, RecursionError):
         content = None
     if not isinstance(content, dict):
         raise _off(TOKENIZER_FILE, "is no JSON object")
@@ -147,7 +147,7 @@ def _check_graph(path: Path, graph: Graph, files: dict[str, FileEntry]) -> None:
         raise _off(graph.file, f"is larger than {MAX_GRAPH_BYTES} bytes")
     try:
         facts = read_graph_facts(_read(path, graph.file))
-    except WireError as error:
+    except (WireError, RecursionError) as error:
         raise _off(graph.file, f"is no ONNX model: it {error}") from None
     for what, found, expected in (
         ("inputs", facts.inputs, graph.inputs),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -96,6 +97,8 @@ def serve(
     Example: siserve serve --model ./my-bundle --port 50051
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    # gRPC's C core would add lines of its own to an error that is told in one.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from siserve.serving.engine import EngineOptions
     from siserve.serving.options import ServerOptions
     from siserve.serving.requests import RequestLimits

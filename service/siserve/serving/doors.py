@@ -29,7 +29,7 @@ from siserve.serving.metrics import Metrics
 from siserve.serving.requests import parse
 from siserve.v1 import dialog_pb2
 
-__all__ = ["SERVICE", "Context", "dialog_handler", "time_remaining"]
+__all__ = ["SERVICE", "Context", "OpenCalls", "dialog_handler", "time_remaining"]
 
 SERVICE = dialog_pb2.DESCRIPTOR.services_by_name["DialogService"].full_name
 
@@ -47,12 +47,31 @@ Context = grpc.aio.ServicerContext[Any, Any]
 Call = Callable[[Any, Context], Awaitable[Message]]
 
 
-def dialog_handler(servicer: object, metrics: Metrics) -> grpc.GenericRpcHandler[Any, Any]:
+class OpenCalls:
+    """Counts the calls that are being answered, so that a drain knows when it is done."""
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        self.number = 0
+
+    def __enter__(self) -> None:
+        """One more."""
+        self.number += 1
+
+    def __exit__(self, *_: object) -> None:
+        """One less."""
+        self.number -= 1
+
+
+def dialog_handler(
+    servicer: object, metrics: Metrics, calls: OpenCalls
+) -> grpc.GenericRpcHandler[Any, Any]:
     """Make the handler of every unary method of the service.
 
     Args:
         servicer: has an async method for each method of the proto, by its name.
-        metrics: counts the calls.
+        metrics: told of each call's status and time.
+        calls: told of each call's begin and end.
     """
     service = dialog_pb2.DESCRIPTOR.services_by_name["DialogService"]
     return grpc.method_handlers_generic_handler(
@@ -64,6 +83,7 @@ def dialog_handler(servicer: object, metrics: Metrics) -> grpc.GenericRpcHandler
                     message_factory.GetMessageClass(method.input_type),
                     getattr(servicer, method.name),
                     metrics,
+                    calls,
                 ),
                 request_deserializer=None,
                 response_serializer=None,
@@ -74,14 +94,15 @@ def dialog_handler(servicer: object, metrics: Metrics) -> grpc.GenericRpcHandler
 
 
 def _door(
-    name: str, kind: type[Message], call: Call, metrics: Metrics
+    name: str, kind: type[Message], call: Call, metrics: Metrics, calls: OpenCalls
 ) -> Callable[[bytes, Context], Awaitable[bytes]]:
     async def answer(serialized: bytes, context: Context) -> bytes:
         started = time.perf_counter()
         code = grpc.StatusCode.OK
         try:
-            reply = await call(parse(kind, serialized), context)
-            return reply.SerializeToString()
+            with calls:
+                reply = await call(parse(kind, serialized), context)
+                return reply.SerializeToString()
         except RequestError as error:
             code = _STATUS[type(error)]
             await _abort(context, code, str(error))

@@ -30,6 +30,7 @@ class Metrics:
 
     def __init__(self) -> None:
         """Make the metrics; nothing is shared with other instances."""
+        prometheus_client.disable_created_metrics()  # a time series more for every counter
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         self._requests = Counter(

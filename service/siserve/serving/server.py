@@ -14,7 +14,7 @@ from grpc_reflection.v1alpha import reflection
 
 from siserve.bundle.errors import SiserveError
 from siserve.serving.dialog_model import DialogModel, load_model
-from siserve.serving.doors import SERVICE, dialog_handler
+from siserve.serving.doors import SERVICE, OpenCalls, dialog_handler
 from siserve.serving.metrics import Metrics, serve_metrics
 from siserve.serving.models import Models, embedded_bundle
 from siserve.serving.options import ServerOptions
@@ -89,7 +89,10 @@ async def _serve(options: ServerOptions, announce: Callable[[str], None]) -> int
     scraped = serve_metrics(metrics, options.metrics_host, options.metrics_port)
     try:
         models = await asyncio.to_thread(load_models, options, metrics)
-        health_service = _add_services(server, models, metrics, options.reflection)
+        calls = OpenCalls()
+        servicer = DialogServicer(models, metrics)
+        server.add_generic_rpc_handlers((dialog_handler(servicer, metrics, calls),))
+        health_service = _add_standard_services(server, options.reflection)
         await server.start()
         await _set_health(health_service, health_pb2.HealthCheckResponse.SERVING)
         _log.info("metrics on http://%s:%d/metrics", options.metrics_host, scraped.port)
@@ -97,7 +100,7 @@ async def _serve(options: ServerOptions, announce: Callable[[str], None]) -> int
         await signals.get()
         _log.info("draining; a second signal stops at once")
         await _set_health(health_service, health_pb2.HealthCheckResponse.NOT_SERVING)
-        drained = asyncio.ensure_future(_drain(server, options.drain_seconds))
+        drained = asyncio.ensure_future(_drain(server, calls, options.drain_seconds))
         again = asyncio.ensure_future(signals.get())
         await asyncio.wait({drained, again}, return_when=asyncio.FIRST_COMPLETED)
         in_time = drained.done()
@@ -111,9 +114,16 @@ async def _serve(options: ServerOptions, announce: Callable[[str], None]) -> int
         scraped.stop()
 
 
-async def _drain(server: grpc.aio.Server, seconds: float) -> None:
+async def _drain(server: grpc.aio.Server, calls: OpenCalls, seconds: float) -> None:
+    """Let calls in flight end, and cut streams such as a health watch, which never would."""
     await asyncio.sleep(NOTICE_SECONDS)
-    await server.stop(seconds)
+    stopped = asyncio.ensure_future(server.stop(seconds))
+    idle_looks = 0
+    while idle_looks < 3 and not stopped.done():
+        await asyncio.sleep(0.02)
+        idle_looks = 0 if calls.number else idle_looks + 1
+    await server.stop(0)
+    await stopped
 
 
 def _stop_all(models: tuple[DialogModel, ...], finish: bool) -> None:
@@ -134,10 +144,7 @@ def _bind(server: grpc.aio.Server, options: ServerOptions) -> int:
     return int(port)
 
 
-def _add_services(
-    server: grpc.aio.Server, models: Models, metrics: Metrics, with_reflection: bool
-) -> Any:
-    server.add_generic_rpc_handlers((dialog_handler(DialogServicer(models, metrics), metrics),))
+def _add_standard_services(server: grpc.aio.Server, with_reflection: bool) -> Any:
     health_service = health.aio.HealthServicer()  # type: ignore[attr-defined]
     health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
     if with_reflection:
