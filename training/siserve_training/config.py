@@ -142,7 +142,8 @@ class TrainConfig:
         if kind == "fixed" and count.isdecimal() and int(count) > 0:
             return int(count)
         raise ConfigError(
-            f"aggressive must be off, fixed:T with T at least 1, or adaptive; got {self.aggressive!r}"
+            "aggressive must be off, fixed:T with T at least 1, or adaptive; got "
+            f"{self.aggressive!r}"
         )
 
     @classmethod

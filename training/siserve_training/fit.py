@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import FrameType
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -22,6 +23,7 @@ from safetensors.torch import load_model
 from siserve_training.aggressive import InnerLoop
 from siserve_training.checkpoint import LoopState, load_optimizers, pointed, save_checkpoint
 from siserve_training.config import TrainConfig
+from siserve_training.data.pairs import Ints
 from siserve_training.errors import DivergenceError
 from siserve_training.models.si_cvae import SICVAE
 from siserve_training.objectives.schedules import AuxRamp, BetaSchedule
@@ -41,6 +43,8 @@ from siserve_training.tasks.dialog import (
 )
 
 __all__ = ["FitResult", "fit", "planned_steps"]
+
+_METERED = ("loss", "rec", "kl", "b_k", "bow", "grad_norm")
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,7 @@ class StopFlag:
 def stop_signals() -> Iterator[StopFlag]:
     """Turn the first SIGINT or SIGTERM into a flag; a second one acts as usual."""
     flag = StopFlag()
-    previous = {}
+    previous: dict[signal.Signals, Any] = {}
 
     def on_signal(number: int, frame: FrameType | None) -> None:
         flag.requested = True
@@ -128,7 +132,7 @@ class Trainer:
             "inference": [p for p in model.parameters() if id(p) in of_inference],
             "rest": [p for p in model.parameters() if id(p) not in of_inference],
         }
-        self.optimizers = {
+        self.optimizers: dict[str, torch.optim.Optimizer] = {
             name: torch.optim.Adam(parameters, lr=config.learning_rate, fused=True)
             for name, parameters in groups.items()
         }
@@ -142,13 +146,13 @@ class Trainer:
         return self.config.learning_rate * (min(1.0, left / share) if share else 1.0)
 
     def step_on(
-        self, number: int, step: int, purpose: int, responses: object, which: tuple[str, ...]
+        self, number: int, step: int, purpose: int, responses: Ints, which: tuple[str, ...]
     ) -> tuple[LossReport, float]:
         """Take one gradient step of the named optimisers on a batch; return its loss and norm."""
         config, world = self.config, self.accelerator.num_processes
         batch = prepare_batch(
             self.data.train,
-            responses,  # type: ignore[arg-type]
+            responses,
             config,
             StepNoise.of(config.seed, purpose, number),
             self.num_aux.at(step),
@@ -188,7 +192,7 @@ class Trainer:
             f"{float(report.kl):g}); {good}; lower learning_rate or clip_norm and --resume"
         )
 
-    def inner_steps(self, step: int, outer: tuple[int, object]) -> None:
+    def inner_steps(self, step: int, outer: tuple[int, Ints]) -> None:
         """Take Algorithm 1's encoder-only steps before the update of a step."""
         loop = InnerLoop(self.config.inner_steps())
         fresh = training_batches(self.data, self.config, self.state.inner_batches, inner=True)
@@ -204,7 +208,7 @@ class Trainer:
             )
             if not reuse_outer:
                 self.state = replace(self.state, inner_batches=number + 1)
-            pairs = len(responses)  # type: ignore[arg-type]
+            pairs = len(responses)
             rec_and_kl = float(report.rec) + self.beta.at(step) * float(report.kl)
             if loop.took(rec_and_kl * pairs, report.tokens):
                 break
@@ -217,7 +221,7 @@ class Trainer:
         what = "goes on" if still else "ends for good"
         return f"mutual information {information:.3f} nats: aggressive mode {what}"
 
-    def update(self, outer: tuple[int, object]) -> tuple[LossReport, float]:
+    def update(self, outer: tuple[int, Ints]) -> tuple[LossReport, float]:
         """Take step t: inner steps if asked for, then both sides (or the decoder's alone)."""
         step = self.state.step + 1
         inner = self.config.inner_steps()
@@ -292,15 +296,15 @@ class Meter:
 
     def clear(self) -> None:
         """Forget everything and start the clock."""
-        self.sums = dict.fromkeys(("loss", "rec", "kl", "b_k", "bow", "grad_norm"), 0.0)
+        self.sums = dict.fromkeys(_METERED, 0.0)
         self.steps = 0
         self.tokens = 0
         self.start = time.monotonic()
 
     def add(self, report: LossReport, norm: float) -> None:
         """Take in one step."""
-        values = (report.loss, report.rec, report.kl, report.gain, report.bow, norm)
-        for name, value in zip(self.sums, values, strict=True):
+        values = (report.loss.detach(), report.rec, report.kl, report.gain, report.bow, norm)
+        for name, value in zip(_METERED, values, strict=True):
             self.sums[name] += float(value)
         self.steps += 1
         self.tokens += report.tokens

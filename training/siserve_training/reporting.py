@@ -45,7 +45,7 @@ class Reporter:
             return
         run.cut_metrics(done)
         self.lines = run.metrics.open("a", encoding="utf-8")
-        self.board = SummaryWriter(str(run.tensorboard), purge_step=done + 1)  # type: ignore[no-untyped-call]
+        self.board = SummaryWriter(str(run.tensorboard), purge_step=done + 1)
         self.progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -73,7 +73,7 @@ class Reporter:
         if self.enabled:
             self.progress.stop()
             self.lines.close()
-            self.board.close()  # type: ignore[no-untyped-call]
+            self.board.close()
 
     def say(self, message: str) -> None:
         """Print one line for a person."""
@@ -93,7 +93,7 @@ class Reporter:
         self.lines.write(json.dumps({**entry, **values}) + "\n")
         self.lines.flush()
         for name, value in values.items():
-            self.board.add_scalar(f"{kind}/{name}", value, step)  # type: ignore[no-untyped-call]
+            self.board.add_scalar(f"{kind}/{name}", value, step)
         numbers = "  ".join(f"{name} {_short(value)}" for name, value in values.items())
         if kind == "train":
             self.progress.update(self.bar, numbers=numbers)

@@ -1,11 +1,11 @@
 """The folder of a run: configuration, vocabulary, features, metrics and checkpoints.
 
-    config.json       every field of the configuration
-    corpus.json       the corpus as the run saw it: counts, features, notes
-    tokenizer.json    the vocabulary
-    metrics.jsonl     one object a logged step or validation
-    tensorboard/      the same for TensorBoard
-    checkpoints/      step-N folders; last.json and best.json point at two of them
+config.json       every field of the configuration
+corpus.json       the corpus as the run saw it: counts, features, notes
+tokenizer.json    the vocabulary
+metrics.jsonl     one object a logged step or validation
+tensorboard/      the same for TensorBoard
+checkpoints/      step-N folders; last.json and best.json point at two of them
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from siserve.bundle.text import Text
+
 from siserve_training.checkpoint import pointed, write_atomically
 from siserve_training.config import TrainConfig
 from siserve_training.data.pairs import Features
@@ -65,7 +66,8 @@ class RunFolder:
                 )
             if not (self.path / "config.json").is_file():
                 raise RunError(
-                    f"--out {self.path} is not empty and holds no run; --overwrite replaces runs only"
+                    f"--out {self.path} is not empty and holds no run; --overwrite replaces "
+                    "runs only, so pass another folder"
                 )
 
     def create(self, config: TrainConfig, text: Text, corpus: dict[str, Any]) -> None:

@@ -20,7 +20,11 @@ __all__ = ["resume_run", "start_run"]
 
 
 def start_run(
-    out: Path, data: Path, config: TrainConfig, skip_bad_lines: bool = False, overwrite: bool = False
+    out: Path,
+    data: Path,
+    config: TrainConfig,
+    skip_bad_lines: bool = False,
+    overwrite: bool = False,
 ) -> FitResult:
     """Train a new run; nothing is written before corpus and configuration are known to be good.
 

@@ -101,7 +101,11 @@ class BatchOrder:
         return np.concatenate([runs[place] for place in order])
 
     def batches(self, first_step: int = 0) -> Iterator[Ints]:
-        """Yield positions of each batch, longest responses first, from step `first_step` (0-based) on, without end."""
+        """Yield each batch's positions, longest responses first, without end.
+
+        Args:
+            first_step: number of the first batch to yield, from 0.
+        """
         number, place = divmod(first_step, self.steps_per_pass)
         while True:
             order = self.one_pass(number)

@@ -96,7 +96,9 @@ class DialogCorpus:
         on_bad_line = skipped.append if self.skip_bad_lines else _refuse
         dialogs = list(read_dialogs(self.path(split), on_bad_line))
         if not dialogs:
-            raise CorpusError(f"{self.path(split)}: no dialog in it; expected one JSON object a line")
+            raise CorpusError(
+                f"{self.path(split)}: no dialog in it; expected one JSON object a line"
+            )
         return dialogs, len(skipped)
 
 
@@ -119,9 +121,7 @@ def read_dialogs(path: Path, on_bad_line: Any = _refuse) -> Iterator[Dialog]:
                 yield parse_dialog(line)
             except ValueError as error:
                 on_bad_line(
-                    CorpusError(
-                        f"{path}:{number}: {error}; mend the line or pass --skip-bad-lines"
-                    )
+                    CorpusError(f"{path}:{number}: {error}; mend the line or pass --skip-bad-lines")
                 )
 
 
@@ -148,7 +148,9 @@ def parse_dialog(line: bytes) -> Dialog:
 
 
 def _utterance(item: Any, place: int) -> Utterance:
-    if not (isinstance(item, list) and len(item) >= 2 and all(isinstance(x, str) for x in item[:2])):
+    if not (
+        isinstance(item, list) and len(item) >= 2 and all(isinstance(x, str) for x in item[:2])
+    ):
         raise ValueError(f"utts[{place}]: expected [speaker, text, ...] with two strings")
     if not item[1].strip():
         raise ValueError(f"utts[{place}]: the text is empty")

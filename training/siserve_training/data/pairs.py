@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-
 from siserve.bundle.text import DIALOG_START, END, PAD, START, UNK, Text, dialog_start_speaker
+
 from siserve_training.data.corpus import Dialog
 
 __all__ = ["Features", "PairSet", "build_vocabulary", "find_features"]

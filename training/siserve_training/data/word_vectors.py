@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from siserve.bundle.text import Text
 from torch import Tensor
 
-from siserve.bundle.text import Text
 from siserve_training.errors import ConfigError
 
 __all__ = ["start_from_vectors"]
@@ -17,7 +17,7 @@ _RMS = 0.1  # of the loaded components; Zhao et al. draw words without a vector 
 
 
 def start_from_vectors(weight: Tensor, text: Text, path: Path) -> int:
-    """Write known vectors over the first columns of an embedding, scaled to a root mean square of 0.1.
+    """Write known vectors, scaled to a root mean square of 0.1, over an embedding's first columns.
 
     Args:
         weight: the embedding, changed in place, (V, W).

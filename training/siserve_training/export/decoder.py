@@ -8,7 +8,7 @@ import onnx
 from siserve.bundle.manifest import Tokens
 from siserve.bundle.tensors import DECODER, Tensor
 
-from siserve_training.export.graph import GraphBuilder, Value
+from siserve_training.export.graph import Branch, GraphBuilder, Value
 from siserve_training.export.sampling import Blocks, choose_token, read_options
 from siserve_training.export.weights import Parameters, WeightStore
 
@@ -52,9 +52,17 @@ def decoder_graph(
     def one_step(b: GraphBuilder, index: Value, token: Value, state: Value) -> Sequence[Value]:
         uniform = b.op("Gather", given["uniform"], index)  # (R,)
         forced = b.op("Gather", given["forced"], index)
+        is_start = b.op("Equal", token, b.integer(tokens.start))
+        any_start = b.any(is_start)
+
+        def restart(branch: GraphBuilder) -> Value:
+            first = first_state(branch, given["c"], given["z"])
+            return branch.op("Where", branch.unsqueeze(is_start, 1), first, state)
+
+        state = b.when(any_start, restart, _keep(state), "float32")
         features, following = step(b, token, state)
         logits = output.logits(b, features)  # (R, words)
-        mask = output.mask(b, token)
+        mask = output.mask(b, is_start, any_start)  # (R, words) or (1, words)
         chosen = choose_token(b, logits, mask, uniform, options, output.blocks)
         chosen = b.op("Where", b.op("Less", forced, b.integer(0)), chosen, forced)
         log_softmax = b.op("LogSoftmax", logits, axis=1)
@@ -68,7 +76,7 @@ def decoder_graph(
     num_steps = g.op("Squeeze", g.op("Shape", given["uniform"], start=0, end=1))
     carried = [
         (Tensor("token", "int64", ("R",)), given["token"]),
-        (Tensor("state", "float32", ("R", "H")), _start(g, tokens, given, first_state)),
+        (Tensor("state", "float32", ("R", "H")), given["state"]),
     ]
     scanned = [Tensor("chosen", "int64", ("R",)), Tensor("log_prob", "float32", ("R",))]
     _, state, chosen, log_probs = g.loop(num_steps, carried, scanned, one_step, sizes)
@@ -76,25 +84,8 @@ def decoder_graph(
     return g.build(DECODER, outputs, sizes)
 
 
-def _start(
-    g: GraphBuilder,
-    tokens: Tokens,
-    given: dict[str, Value],
-    first_state: Callable[[GraphBuilder, Value, Value], Value],
-) -> Value:
-    """Take the state from [c, z] in rows whose last token is ``<s>``, else as it is given."""
-    is_start = g.op("Equal", given["token"], g.integer(tokens.start))
-    return g.when(
-        g.any(is_start),
-        lambda branch: branch.op(
-            "Where",
-            branch.unsqueeze(is_start, 1),
-            first_state(branch, given["c"], given["z"]),
-            given["state"],
-        ),
-        lambda branch: given["state"],
-        "float32",
-    )
+def _keep(value: Value) -> Branch:
+    return lambda branch: value
 
 
 class _OutputLayer:
@@ -103,7 +94,6 @@ class _OutputLayer:
     def __init__(self, g: GraphBuilder, p: Parameters, tokens: Tokens) -> None:
         vocabulary = p.shape("decoder.out.bias")[0]
         self.blocks = Blocks.of(vocabulary)
-        self._tokens = tokens
         missing = self.blocks.words - vocabulary
         kernel = g.weight("decoder.out.kernel", p["decoder.out.weight"].T)
         bias = g.weight("decoder.out.bias", p["decoder.out.bias"])
@@ -119,11 +109,10 @@ class _OutputLayer:
         """Emit logits of all places, (R, H) to (R, words)."""
         return b.op("Add", b.op("MatMul", features, self._kernel), self._bias)
 
-    def mask(self, b: GraphBuilder, token: Value) -> Value:
-        """Emit what is added to the logits before a choice, (R, words) or (1, words)."""
-        is_start = b.op("Equal", token, b.integer(self._tokens.start))
+    def mask(self, b: GraphBuilder, is_start: Value, any_start: Value) -> Value:
+        """Emit what is added to the logits before a choice: no ``</s>`` after ``<s>``."""
         return b.when(
-            b.any(is_start),
+            any_start,
             lambda branch: branch.op(
                 "Where", branch.unsqueeze(is_start, 1), self._first, self._later
             ),

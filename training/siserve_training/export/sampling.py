@@ -17,8 +17,8 @@ __all__ = ["Blocks", "Options", "choose_token", "read_options"]
 
 #: Largest uniform that is used; keeps u * total strictly below the total in float32.
 _BELOW_ONE = 1.0 - 2.0**-20
-#: Sorting this many words first; a nucleus is seldom larger.
-_FIRST_SORT = 512
+#: Words that are sorted first; a nucleus is seldom larger.
+_FIRST_SORT = 1024
 _MIN_TEMPERATURE = 1e-5
 
 

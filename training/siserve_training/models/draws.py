@@ -1,4 +1,4 @@
-"""What a conditional latent-variable model returns for a batch: distributions and log-likelihoods."""
+"""What a conditional model returns for a batch: distributions and log-likelihoods."""
 
 from __future__ import annotations
 

@@ -16,8 +16,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from siserve_training.data.batches import DialogBatch
 from siserve_training.distributions import DiagonalNormal
 from siserve_training.models.draws import Draws, Encoded
-from siserve_training.nets.heads import BagOfWords, GaussianHead
 from siserve_training.nets.gru import PackedLayout
+from siserve_training.nets.heads import BagOfWords, GaussianHead
 from siserve_training.nets.output import WordSample, bag_log_probs, token_log_probs
 from siserve_training.nets.recurrent import ContextEncoder, ResponseDecoder, UtteranceEncoder
 
@@ -130,7 +130,7 @@ class SICVAE(PreTrainedModel):
         )
         if config.bow_hidden:
             self.bow_head = BagOfWords(condition, config.bow_hidden, config.vocabulary)
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
 
     def _init_weights(self, module: nn.Module) -> None:
         """Initialise as Zhao et al.: U(-0.08, 0.08), Glorot for dense layers, GRU gates at 1."""

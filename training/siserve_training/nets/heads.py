@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 from torch import Tensor, nn
 
@@ -75,4 +73,4 @@ class BagOfWords(nn.Module):
 
     def forward(self, condition: Tensor) -> Tensor:
         """Return the tanh layer's output, which `out` turns into logits, (..., H)."""
-        return cast(Tensor, torch.tanh(self.hidden(condition)))
+        return torch.tanh(self.hidden(condition))

@@ -117,7 +117,8 @@ def token_log_probs(
         Float32, (tokens,).
     """
     device = states.device.type
-    weight, bias = layer.weight, layer.bias
+    weight: Tensor = layer.weight
+    bias: Tensor = layer.bias
     if sample is not None:
         weight = weight.index_select(0, sample.ids)
         bias = bias.index_select(0, sample.ids)
@@ -145,7 +146,8 @@ def bag_log_probs(
     Returns:
         Float32, (B, J, T); the value at a 0 means nothing.
     """
-    weight, bias = layer.weight, layer.bias
+    weight: Tensor = layer.weight
+    bias: Tensor = layer.bias
     if sample is not None:
         weight = weight.index_select(0, sample.ids)
         bias = bias.index_select(0, sample.ids) + sample.log_weight

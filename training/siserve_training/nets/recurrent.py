@@ -62,9 +62,7 @@ class ContextEncoder(nn.Module):
         layout = PackedLayout.of(lengths, places.device)
         rows = order[layout.rows]
         one_hot = nn.functional.one_hot(floor[rows, layout.steps], 2)  # (N, 2)
-        _, state = packed_gru(
-            self.gru, vectors, places[rows, layout.steps], layout, shift=one_hot
-        )
+        _, state = packed_gru(self.gru, vectors, places[rows, layout.steps], layout, shift=one_hot)
         return state[order.argsort()]  # (B, H)
 
 
@@ -81,9 +79,7 @@ class ResponseDecoder(nn.Module):
         """Return the state before ``<s>``; leading axes of c and z agree, (..., H)."""
         return cast(Tensor, self.init(torch.cat([c, z], dim=-1)))
 
-    def forward(
-        self, words: Tensor, places: Tensor, layout: PackedLayout, state: Tensor
-    ) -> Tensor:
+    def forward(self, words: Tensor, places: Tensor, layout: PackedLayout, state: Tensor) -> Tensor:
         """Run over given tokens; real tokens only come out.
 
         Args:

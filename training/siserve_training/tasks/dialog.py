@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from siserve.bundle.text import Text
 from torch import Tensor
 
-from siserve.bundle.text import Text
 from siserve_training.config import TrainConfig
 from siserve_training.data.batches import BatchOrder, DialogBatch, collate, longest_first
 from siserve_training.data.corpus import DialogCorpus
@@ -246,9 +246,7 @@ class LossReport:
 
 def batch_loss(draws: Draws, config: TrainConfig, beta: float) -> LossReport:
     """Negate L_{beta,K}, add the bag-of-words loss, stop the KL's pull below `free_nats`."""
-    parts = surrogate_bound(
-        draws.z, draws.own, draws.aux, draws.prior, draws.log_p_x, beta
-    )
+    parts = surrogate_bound(draws.z, draws.own, draws.aux, draws.prior, draws.log_p_x, beta)
     rec, kl = -parts.log_p_x.mean(), parts.kl.mean()
     if config.free_nats:
         loss = rec + beta * kl.clamp(min=config.free_nats)
@@ -285,9 +283,7 @@ def validation_batches(
     for number, start in enumerate(range(0, len(responses), batch_size)):
         chosen = longest_first(pairs, responses[start : start + batch_size])
         noise = StepNoise.of(config.seed, VALIDATION, number)
-        yield prepare_batch(
-            pairs, chosen, config, noise, config.num_aux, exact=True, hide=False
-        )
+        yield prepare_batch(pairs, chosen, config, noise, config.num_aux, exact=True, hide=False)
 
 
 def training_batches(
@@ -307,7 +303,7 @@ def validate(
     model: SICVAE, data: DialogData, config: TrainConfig, device: torch.device
 ) -> dict[str, float]:
     """Return the valid ELBO at beta 1 and its parts, nats per response, and the perplexity."""
-    model.eval()
+    model.train(False)
     sums = np.zeros(5)
     for batch in validation_batches(data.valid, config, config.valid_pairs):
         batch = batch.to(device)
@@ -332,7 +328,7 @@ def latent_information(
     model: SICVAE, data: DialogData, config: TrainConfig, device: torch.device, pairs: int = 256
 ) -> float:
     """Estimate the mutual information of latents and valid pairs, in nats, at most log `pairs`."""
-    model.eval()
+    model.train(False)
     batch = next(validation_batches(data.valid, config, pairs, pairs)).to(device)
     components = model.conditional(model.encode(batch.pairs), batch.eps_lam)
     z = components.draws(0, 1).rsample(batch.eps_z[:, :1])[:, 0]  # (B, D)
