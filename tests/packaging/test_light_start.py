@@ -72,13 +72,6 @@ def test_serve_help_answers_in_under_half_a_second() -> None:
     assert min(seconds) < 0.5
 
 
-@pytest.mark.parametrize("command", ["serve", "ask", "verify", "train", "export", "data"])
-def test_help_of_every_command_says_how_to_use_it(command: str) -> None:
-    asked = python("-m", "siserve", command, "--help")
-    assert asked.returncode == 0, asked.stderr
-    assert f"siserve {command}" in asked.stdout
-
-
 def test_serve_help_leaves_the_heavy_libraries_unloaded() -> None:
     asked = python("-c", LIST_LOADED, "serve", "--help")
     assert asked.returncode == 0, asked.stderr
