@@ -45,6 +45,7 @@ class TinySizes:
     topic_embedding: int = 3
     profile: bool = True
     logvar_clamp: float = 0.0
+    logit_gain: float = 8.0
 
     @property
     def condition(self) -> int:
@@ -94,7 +95,7 @@ def tiny_arrays(
     linear("posterior_net.out", sizes.post_hidden or posterior, 2 * sizes.latent)
     linear("decoder.init", condition + sizes.latent, sizes.state, gain=1.5)
     gru("decoder.gru", sizes.word_embedding, sizes.state)
-    linear("decoder.out", sizes.state, vocabulary, gain=8.0)
+    linear("decoder.out", sizes.state, vocabulary, gain=sizes.logit_gain)
     _wind_clock(arrays, tiny_text().tokens.end, length)
     return arrays
 

@@ -8,12 +8,14 @@ import onnx
 from siserve.bundle.manifest import Tokens
 from siserve.bundle.tensors import DECODER, Tensor
 
-from siserve_training.export.graph import Branch, GraphBuilder, Value
+from siserve_training.export.graph import GraphBuilder, Value
 from siserve_training.export.sampling import Blocks, choose_token, read_options
 from siserve_training.export.weights import Parameters, WeightStore
 
-__all__ = ["Step", "decoder_graph"]
+__all__ = ["FirstState", "Step", "decoder_graph"]
 
+#: (graph, c, z) to the state before ``<s>``, (R, H).
+FirstState = Callable[[GraphBuilder, Value, Value], Value]
 #: (body, last token (R,), state (R, H)) to (features of the output layer, state), both (R, H).
 Step = Callable[[GraphBuilder, Value, Value], tuple[Value, Value]]
 
@@ -28,7 +30,7 @@ def decoder_graph(
     p: Parameters,
     tokens: Tokens,
     sizes: dict[str, int],
-    first_state: Callable[[GraphBuilder, Value, Value], Value],
+    first_state: FirstState,
     step: Step,
 ) -> onnx.ModelProto:
     """Emit decoder.onnx.
@@ -38,7 +40,7 @@ def decoder_graph(
         p: the model's weights; decoder.out is the output layer.
         tokens: ids of the special tokens.
         sizes: sizes of the model by axis name.
-        first_state: (graph, c, z) to the state before ``<s>``, (R, H).
+        first_state: how a row starts.
         step: what one token does to the state.
     """
     g = GraphBuilder(weights)
@@ -49,20 +51,16 @@ def decoder_graph(
     )
     options = read_options(g, given["temperature"], given["top_k"], given["top_p"], is_free)
 
+    first = _first_states(g, tokens, given, first_state)
+
     def one_step(b: GraphBuilder, index: Value, token: Value, state: Value) -> Sequence[Value]:
         uniform = b.op("Gather", given["uniform"], index)  # (R,)
         forced = b.op("Gather", given["forced"], index)
         is_start = b.op("Equal", token, b.integer(tokens.start))
-        any_start = b.any(is_start)
-
-        def restart(branch: GraphBuilder) -> Value:
-            first = first_state(branch, given["c"], given["z"])
-            return branch.op("Where", branch.unsqueeze(is_start, 1), first, state)
-
-        state = b.when(any_start, restart, _keep(state), "float32")
-        features, following = step(b, token, state)
+        current = b.op("Where", b.unsqueeze(is_start, 1), first, state)
+        features, following = step(b, token, current)
         logits = output.logits(b, features)  # (R, words)
-        mask = output.mask(b, is_start, any_start)  # (R, words) or (1, words)
+        mask = output.mask(b, is_start)  # (R, words) or (1, words)
         chosen = choose_token(b, logits, mask, uniform, options, output.blocks)
         chosen = b.op("Where", b.op("Less", forced, b.integer(0)), chosen, forced)
         log_softmax = b.op("LogSoftmax", logits, axis=1)
@@ -70,8 +68,8 @@ def decoder_graph(
         has_ended = b.op("Equal", token, b.integer(tokens.end))
         log_prob = b.op("Where", has_ended, b.real(0.0), b.op("Squeeze", log_prob, b.integers(1)))
         chosen = b.op("Where", has_ended, b.integer(tokens.end), chosen)
-        state = b.op("Where", b.unsqueeze(has_ended, 1), state, following)
-        return chosen, state, chosen, log_prob
+        following = b.op("Where", b.unsqueeze(has_ended, 1), current, following)
+        return chosen, following, chosen, log_prob
 
     num_steps = g.op("Squeeze", g.op("Shape", given["uniform"], start=0, end=1))
     carried = [
@@ -84,8 +82,23 @@ def decoder_graph(
     return g.build(DECODER, outputs, sizes)
 
 
-def _keep(value: Value) -> Branch:
-    return lambda branch: value
+def _first_states(
+    g: GraphBuilder, tokens: Tokens, given: dict[str, Value], first_state: FirstState
+) -> Value:
+    """Compute the states before ``<s>`` if any row starts in this chunk, else nothing of use.
+
+    Not inside the loop: onnxruntime packs weights for a branch of the graph, not for a branch in a
+    loop's body, and products with weights that are not packed depend on the number of rows.
+    """
+    start = g.integer(tokens.start)
+    last_tokens = g.op("Concat", g.unsqueeze(given["token"], 0), given["forced"], axis=0)
+    is_start = g.reshape(g.op("Equal", last_tokens, start), -1)
+    return g.when(
+        g.any(is_start),
+        lambda branch: first_state(branch, given["c"], given["z"]),
+        lambda branch: given["state"],
+        "float32",
+    )
 
 
 class _OutputLayer:
@@ -109,10 +122,10 @@ class _OutputLayer:
         """Emit logits of all places, (R, H) to (R, words)."""
         return b.op("Add", b.op("MatMul", features, self._kernel), self._bias)
 
-    def mask(self, b: GraphBuilder, is_start: Value, any_start: Value) -> Value:
+    def mask(self, b: GraphBuilder, is_start: Value) -> Value:
         """Emit what is added to the logits before a choice: no ``</s>`` after ``<s>``."""
         return b.when(
-            any_start,
+            b.any(is_start),
             lambda branch: branch.op(
                 "Where", branch.unsqueeze(is_start, 1), self._first, self._later
             ),

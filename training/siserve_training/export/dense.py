@@ -12,6 +12,7 @@ from siserve_training.export.weights import FloatArray, Parameters
 __all__ = [
     "Gaussian",
     "Noise",
+    "first_draw",
     "gaussian_head",
     "linear",
     "log_density",
@@ -24,10 +25,11 @@ _LOG_2PI = math.log(2 * math.pi)
 
 @dataclass(frozen=True)
 class Gaussian:
-    """Diagonal Gaussians: means and log-variances, both (..., D)."""
+    """Diagonal Gaussians: means and log-variances, both (..., D), and D."""
 
     mu: Value
     logvar: Value
+    latent: int
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ def gaussian_head(
     mu, logvar = g.ops("Split", 2, projected, g.integers(latent, latent), axis=-1)
     if logvar_clamp:
         logvar = g.op("Clip", logvar, g.real(-logvar_clamp), g.real(logvar_clamp))
-    return Gaussian(mu, logvar)
+    return Gaussian(mu, logvar, latent)
 
 
 def sample(g: GraphBuilder, q: Gaussian, eps_z: Value) -> Value:
@@ -88,20 +90,35 @@ def sample(g: GraphBuilder, q: Gaussian, eps_z: Value) -> Value:
     return g.op("Add", q.mu, g.op("Mul", sigma, eps_z))
 
 
+def first_draw(g: GraphBuilder, q: Gaussian) -> Gaussian:
+    """Take the first of several Gaussians a row, batch shape (R, A1) to (R,)."""
+    mu, logvar = (g.op("Gather", v, g.integer(0), axis=1) for v in (q.mu, q.logvar))
+    return Gaussian(mu, logvar, q.latent)
+
+
 def log_density(g: GraphBuilder, q: Gaussian, z: Value) -> Value:
-    """Emit log q(z) in nats, summed over the last axis; leading axes broadcast."""
+    """Emit log q(z) in nats, summed over the last axis; leading axes broadcast.
+
+    The sum is a product with ones: onnxruntime's ReduceSum adds in an order that depends on where
+    a row happens to lie in memory.
+    """
     shift = g.op("Sub", z, q.mu)
     squares = g.op("Mul", g.op("Mul", shift, shift), g.op("Exp", g.op("Neg", q.logvar)))
-    terms = g.op("Add", g.op("Add", squares, q.logvar), g.real(_LOG_2PI))
-    return g.op("Mul", g.reduce("ReduceSum", terms, -1), g.real(-0.5))
+    terms = g.op("Add", g.op("Add", squares, q.logvar), g.real(_LOG_2PI))  # (..., D)
+    ones = g.op("Expand", g.real(-0.5), g.integers(q.latent, 1))
+    return g.op("Squeeze", g.op("MatMul", terms, ones), g.integers(-1))
 
 
 def log_mean_exp(g: GraphBuilder, log_values: Value) -> Value:
-    """Emit log(mean(exp(.))) over the last axis by way of the largest value, (R, A1) to (R,)."""
-    largest = g.reduce("ReduceMax", log_values, -1, keep=True)  # (R, 1)
-    scaled = g.op("Exp", g.op("Sub", log_values, largest))
-    mean = g.reduce("ReduceMean", scaled, -1)  # (R,)
-    return g.op("Add", g.op("Log", mean), g.op("Squeeze", largest, g.integers(1)))
+    """Emit log(mean(exp(.))) over the last axis by way of the largest value, (R, A1) to (R,).
+
+    The largest value's log-softmax is itself minus the log of the sum, and bit for bit the same
+    whatever the other rows are, as onnxruntime's Log is not.
+    """
+    log_softmax = g.op("LogSoftmax", log_values, axis=-1)
+    largest, of_largest = (g.reduce("ReduceMax", v, -1) for v in (log_values, log_softmax))  # (R,)
+    count = g.cast(g.op("Shape", log_values, start=1, end=2), "float32")
+    return g.op("Sub", g.op("Sub", largest, of_largest), g.op("Log", count))
 
 
 def _linear_with_noise(

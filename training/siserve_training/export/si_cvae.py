@@ -12,6 +12,7 @@ from siserve_training.export.decoder import decoder_graph
 from siserve_training.export.dense import (
     Gaussian,
     Noise,
+    first_draw,
     gaussian_head,
     linear,
     log_density,
@@ -121,9 +122,7 @@ class _SICVAE:
             Noise(given["eps_lam"], self.sizes.noise),
             self._model.logvar_clamp,
         )  # (R, A1)
-        own = Gaussian(
-            *(g.op("Gather", v, g.integer(0), axis=1) for v in (mixture.mu, mixture.logvar))
-        )
+        own = first_draw(g, mixture)  # (R,)
         z = sample(g, own, given["eps_z"])  # (R, D)
         log_components = log_density(g, mixture, g.unsqueeze(z, 1))  # (R, A1)
         outputs = {
