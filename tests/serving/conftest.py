@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -99,8 +100,11 @@ def _start(stack: ExitStack, *arguments: object, **variables: str) -> RunningSer
         reader.start()
     stack.callback(end)
     assert ready.wait(30) and lines, f"the server did not come up: {log}"
-    url = next(line.split()[-1] for line in log if "metrics on http" in line)
-    return RunningServer(process, lines[0].split()[-1], url, lines, log)
+    deadline = time.monotonic() + 10
+    while not (urls := [line.split()[-1] for line in log if "metrics on http" in line]):
+        assert time.monotonic() < deadline, log
+        time.sleep(0.01)
+    return RunningServer(process, lines[0].split()[-1], urls[0], lines, log)
 
 
 @pytest.fixture

@@ -48,18 +48,29 @@ Call = Callable[[Any, Context], Awaitable[Message]]
 
 
 class OpenCalls:
-    """Counts the calls that are being answered, so that a drain knows when it is done."""
+    """Counts the calls whose answer is not sent yet, so that a drain knows when it is done."""
 
     def __init__(self) -> None:
-        """Begin with none."""
+        """Begin with none, and open to more."""
         self.number = 0
+        self._is_closed = False
 
-    def __enter__(self) -> None:
-        """One more."""
+    def close(self) -> None:
+        """Refuse every call from now on."""
+        self._is_closed = True
+
+    def add(self, context: Context) -> None:
+        """Count a call until its status has been sent.
+
+        Raises:
+            ShuttingDown: after close().
+        """
         self.number += 1
+        context.add_done_callback(self._done)  # type: ignore[arg-type]
+        if self._is_closed:
+            raise ShuttingDown("the server is shutting down; ask another one")
 
-    def __exit__(self, *_: object) -> None:
-        """One less."""
+    def _done(self, _: object) -> None:
         self.number -= 1
 
 
@@ -100,9 +111,9 @@ def _door(
         started = time.perf_counter()
         code = grpc.StatusCode.OK
         try:
-            with calls:
-                reply = await call(parse(kind, serialized), context)
-                return reply.SerializeToString()
+            calls.add(context)
+            reply = await call(parse(kind, serialized), context)
+            return reply.SerializeToString()
         except RequestError as error:
             code = _STATUS[type(error)]
             await _abort(context, code, str(error))

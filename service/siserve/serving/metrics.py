@@ -30,7 +30,8 @@ class Metrics:
 
     def __init__(self) -> None:
         """Make the metrics; nothing is shared with other instances."""
-        prometheus_client.disable_created_metrics()  # a time series more for every counter
+        # Creation times would be a second series for each of ours.
+        prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         self._requests = Counter(

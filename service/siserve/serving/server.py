@@ -26,6 +26,9 @@ __all__ = ["load_models", "run_server"]
 #: Health is NOT_SERVING for this long before calls are refused, so that balancers can look away.
 NOTICE_SECONDS = 0.2
 
+#: Streams that are open when the last call has ended get this long.
+STREAM_SECONDS = 0.3
+
 MAX_MESSAGE_BYTES = 4 << 20
 _CHANNEL_OPTIONS = [
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -47,7 +50,8 @@ def run_server(options: ServerOptions, announce: Callable[[str], None]) -> int:
         announce: takes the one line that says that the server is ready.
 
     Returns:
-        0 after SIGTERM or SIGINT and a complete drain; 1 if a second signal cut it short.
+        0 after SIGTERM or SIGINT once every call was answered; 1 if a second signal or
+        `drain_seconds` cut calls short.
 
     Raises:
         SiserveError: if the server cannot start.
@@ -100,30 +104,35 @@ async def _serve(options: ServerOptions, announce: Callable[[str], None]) -> int
         await signals.get()
         _log.info("draining; a second signal stops at once")
         await _set_health(health_service, health_pb2.HealthCheckResponse.NOT_SERVING)
-        drained = asyncio.ensure_future(_drain(server, calls, options.drain_seconds))
-        again = asyncio.ensure_future(signals.get())
-        await asyncio.wait({drained, again}, return_when=asyncio.FIRST_COMPLETED)
-        in_time = drained.done()
+        drain = asyncio.create_task(_drain(server, calls, options.drain_seconds))
+        again = asyncio.create_task(signals.get())
+        done, _ = await asyncio.wait({drain, again}, return_when=asyncio.FIRST_COMPLETED)
+        in_time = drain in done and drain.result()
+        drain.cancel()
         again.cancel()
-        if not in_time:
-            drained.cancel()
-            await server.stop(0)
+        await server.stop(0)
         await asyncio.to_thread(_stop_all, models.all, in_time)
         return 0 if in_time else 1
     finally:
         scraped.stop()
 
 
-async def _drain(server: grpc.aio.Server, calls: OpenCalls, seconds: float) -> None:
-    """Let calls in flight end, and cut streams such as a health watch, which never would."""
+async def _drain(server: grpc.aio.Server, calls: OpenCalls, seconds: float) -> bool:
+    """Answer what was taken, refuse what comes; return whether all was answered in time.
+
+    The doors refuse calls before the library does: at its stop() it cancels calls that it has
+    received and not handed on yet, which a client would not try again elsewhere.
+    """
     await asyncio.sleep(NOTICE_SECONDS)
-    stopped = asyncio.ensure_future(server.stop(seconds))
+    calls.close()
+    give_up = asyncio.get_running_loop().time() + seconds
     idle_looks = 0
-    while idle_looks < 3 and not stopped.done():
+    while idle_looks < 5 and asyncio.get_running_loop().time() < give_up:
         await asyncio.sleep(0.02)
         idle_looks = 0 if calls.number else idle_looks + 1
-    await server.stop(0)
-    await stopped
+    all_answered = not calls.number
+    await server.stop(STREAM_SECONDS)
+    return all_answered
 
 
 def _stop_all(models: tuple[DialogModel, ...], finish: bool) -> None:
