@@ -21,7 +21,6 @@ _CLIENT = {
 }
 _TRAINING = {
     "train": "train a model on a corpus",
-    "evaluate": "measure a model",
     "export": "turn a trained model into a bundle",
     "data": "look at a corpus",
 }

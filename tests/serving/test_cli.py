@@ -36,7 +36,7 @@ def test_help_lists_every_command(run_here):
     for arguments in ((), ("--help",), ("-h",)):
         asked = run_here(*arguments)
         assert asked.returncode == 0 and asked.stderr == ""
-        for command in ("serve", "ask", "verify", "train", "evaluate", "export", "data"):
+        for command in ("serve", "ask", "verify", "train", "export", "data"):
             assert f"\n  {command} " in asked.stdout
 
 

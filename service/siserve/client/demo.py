@@ -1,4 +1,7 @@
-"""`make demo`: a server on the embedded model, three dialogs asked over gRPC, and the end of it."""
+"""`make demo`: start a server, ask it three contexts over gRPC, show the answers, stop it.
+
+Every option of the server can be given by its variable, as in SISERVE_MODEL=./my-bundle.
+"""
 
 from __future__ import annotations
 
@@ -13,64 +16,58 @@ from siserve.bundle.errors import SiserveError
 from siserve.client.client import Client
 from siserve.client.show import show_answer
 
-__all__ = ["DIALOGS", "main", "running_server"]
+__all__ = ["main"]
 
-DIALOGS: tuple[tuple[tuple[str, str], ...], ...] = (
-    (("A", "do you have any pets"),),
+CONTEXTS = (
+    (("A", "do you have any pets?"),),
     (
-        ("A", "so what do you do in your spare time"),
-        ("B", "well i like to work in the yard when the weather is nice"),
-        ("A", "do you grow your own vegetables"),
+        ("A", "hi, how are you doing today?"),
+        ("B", "pretty good, it is raining here."),
+        ("A", "so what do you do for a living?"),
     ),
     (
-        ("A", "have you seen any good movies lately"),
-        ("B", "we hardly ever go we have two small children"),
+        ("A", "have you seen any good movies lately?"),
+        ("B", "no, with two kids we hardly ever get out."),
+        ("A", "oh, i know what you mean."),
     ),
 )
-SEED = 7
-STOP_SECONDS = 15.0
 
 
-@contextmanager
-def running_server() -> Iterator[str]:
-    """Start `siserve serve` on free ports, yield its address, and stop it whatever happens.
-
-    Raises:
-        SiserveError: if the server ends before it is ready; it has said why on stderr.
-    """
-    command = [sys.executable, "-m", "siserve", "serve", "--port", "0", "--metrics-port", "0"]
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert server.stdout is not None
-    try:
-        ready = server.stdout.readline()  # "serving MODEL on HOST:PORT"
-        if not ready.startswith("serving "):
-            raise SiserveError("the server did not start")
-        print(ready, flush=True)
-        yield ready.split()[-1]
-    finally:
-        server.terminate()
-        try:
-            server.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            server.kill()
-            server.wait()
-        server.stdout.close()
+class DemoError(SiserveError):
+    """The server of the demo did not come up."""
 
 
 def main() -> int:
-    """Run the demo and return its exit code."""
-    console = Console()
+    """Run the demo; return the exit code."""
+    console = Console(highlight=False)
     try:
-        with running_server() as address, Client(address) as client:
-            for dialog in DIALOGS:
-                show_answer(console, list(dialog), client.generate(dialog, n=5, seed=SEED))
+        with _server() as ready, Client(ready.split()[-1]) as client:
+            console.print(ready, soft_wrap=True, markup=False)
+            for seed, context in enumerate(CONTEXTS, start=1):
                 console.print()
+                show_answer(console, list(context), client.generate(context, n=5, seed=seed))
     except SiserveError as error:
         print(f"demo: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        return 130
     return 0
+
+
+@contextmanager
+def _server() -> Iterator[str]:
+    """Run a server on free ports; yield the line that it prints when it is ready."""
+    command = [sys.executable, "-m", "siserve", "serve", "--port", "0", "--metrics-port", "0"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as server:
+        try:
+            assert server.stdout is not None and server.stderr is not None
+            ready = server.stdout.readline().strip()
+            if not ready:
+                reason = (server.stderr.read().strip().splitlines() or ["no reason given"])[-1]
+                raise DemoError(f"the server did not come up ({reason})")
+            yield ready
+        finally:
+            server.terminate()
 
 
 if __name__ == "__main__":

@@ -157,8 +157,6 @@ class Engine:
         started = time.perf_counter()
         try:
             inputs = [flight.decoder_inputs(num_steps) for flight in flights]
-            if num_rows == 1:
-                inputs *= 2  # for one row onnxruntime has other kernels, which round otherwise
             tokens, log_probs, state = self._sessions.decoder.run(
                 {
                     name: np.concatenate([part[name] for part in inputs], axis=row_axis(name))
