@@ -63,10 +63,9 @@ def decoder_graph(
         mask = output.mask(b, is_start)  # (R, words) or (1, words)
         chosen = choose_token(b, logits, mask, uniform, options, output.blocks)
         chosen = b.op("Where", b.op("Less", forced, b.integer(0)), chosen, forced)
-        log_softmax = b.op("LogSoftmax", logits, axis=1)
-        log_prob = b.op("GatherElements", log_softmax, b.unsqueeze(chosen, 1), axis=1)
+        log_prob = output.log_prob(b, logits, chosen)
         has_ended = b.op("Equal", token, b.integer(tokens.end))
-        log_prob = b.op("Where", has_ended, b.real(0.0), b.op("Squeeze", log_prob, b.integers(1)))
+        log_prob = b.op("Where", has_ended, b.real(0.0), log_prob)
         chosen = b.op("Where", has_ended, b.integer(tokens.end), chosen)
         following = b.op("Where", b.unsqueeze(has_ended, 1), current, following)
         return chosen, following, chosen, log_prob
@@ -121,6 +120,22 @@ class _OutputLayer:
     def logits(self, b: GraphBuilder, features: Value) -> Value:
         """Emit logits of all places, (R, H) to (R, words)."""
         return b.op("Add", b.op("MatMul", features, self._kernel), self._bias)
+
+    def log_prob(self, b: GraphBuilder, logits: Value, token: Value) -> Value:
+        """Emit the log-softmax of one word a row, (R,): of its block, plus of it in the block.
+
+        Over all words at once, onnxruntime adds 10,000 small numbers to one that may be near 1,
+        and loses 1e-5.
+        """
+        rectangle = b.reshape(logits, 0, self.blocks.count, self.blocks.size)
+        of_words = b.op("LogSoftmax", rectangle, axis=2)  # (R, count, size)
+        largest, of_largest = (b.reduce("ReduceMax", v, 2) for v in (rectangle, of_words))
+        of_blocks = b.op("LogSoftmax", b.op("Sub", largest, of_largest), axis=1)  # (R, count)
+        place = b.unsqueeze(token, 1)  # (R, 1)
+        block = b.op("Div", place, b.integer(self.blocks.size))
+        in_block = b.op("GatherElements", b.reshape(of_words, 0, -1), place, axis=1)
+        log_prob = b.op("Add", in_block, b.op("GatherElements", of_blocks, block, axis=1))
+        return b.op("Squeeze", log_prob, b.integers(1))
 
     def mask(self, b: GraphBuilder, is_start: Value) -> Value:
         """Emit what is added to the logits before a choice: no ``</s>`` after ``<s>``."""

@@ -1,0 +1,162 @@
+"""From a run folder to a bundle: `siserve export RUN --out DIR`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from pydantic import JsonValue
+from siserve import __version__
+from siserve.bundle.manifest import Features, Limits, Manifest, Sampling, Tokens
+
+from siserve_training.config import TrainConfig
+from siserve_training.export.bundle import MakeReference, Release, export_bundle
+from siserve_training.export.errors import ExportError
+from siserve_training.export.model import TrainedModel
+from siserve_training.export.torch_reference import SICVAEReference
+from siserve_training.export.weights import DType, FloatArray
+from siserve_training.models.si_cvae import SICVAE
+from siserve_training.run_folder import RunFolder
+
+__all__ = ["export_run"]
+
+
+def export_run(
+    run_dir: Path,
+    out: Path,
+    *,
+    name: str = "",
+    version: str = "1",
+    dtype: DType = "float32",
+    checkpoint: str = "best",
+    sampling: Sampling | None = None,
+    model_card: str = "",
+    metrics: Mapping[str, float] | None = None,
+    provenance: Mapping[str, JsonValue] | None = None,
+) -> Manifest:
+    """Export a checkpoint of a run.
+
+    Args:
+        run_dir: folder that `siserve train` wrote.
+        out: folder to make.
+        name: of the model; "" is task and method, such as dialog-si-cvae.
+        version: of the model.
+        dtype: of the stored weights; float16 halves the bundle, graphs compute in float32.
+        checkpoint: "best" or "last".
+        sampling: default sampling options; None for temperature 1.
+        model_card: Markdown; "" writes a plain card from the facts.
+        metrics: added to those of the run's last validation at or before the checkpoint.
+        provenance: added to what the run knows of itself.
+
+    Returns:
+        The manifest that was written.
+
+    Raises:
+        RunError: if the folder holds no run or no checkpoint.
+        ExportError: if the graphs differ from the model; nothing is written then.
+        UsageError: if `out` is there already.
+    """
+    run = RunFolder(run_dir)
+    config = run.config()
+    folder = run.checkpoint(checkpoint)
+    text, found = run.text(), run.features()
+    if config.method not in _LOADERS:
+        raise ExportError(
+            f"{run_dir} holds a {config.method} model; expected one of {', '.join(_LOADERS)}"
+        )
+    loaded = _LOADERS[config.method](folder)
+    trained = TrainedModel(
+        method=config.method,
+        arrays=loaded.arrays,
+        tokens=Tokens.model_validate(dataclasses.asdict(text.tokens)),
+        features=Features(topics=found.topics, profile=found.profile),
+        logvar_clamp=config.logvar_clamp,
+    )
+    longest = config.max_utterance_tokens
+    release = Release(
+        name=name or f"{config.task}-{config.method}",
+        version=version,
+        task="dialog",
+        model_card=model_card,
+        sampling=sampling or Sampling(max_tokens=longest),
+        limits=Limits(
+            context_utterances=config.context_utterances,
+            utterance_tokens=longest,
+            response_tokens=longest,
+        ),
+        provenance={**_provenance(run, config, folder), **(provenance or {})},
+        metrics={**_valid_metrics(run, folder), **(metrics or {})},
+    )
+    return export_bundle(out, trained, text.to_json(), loaded.make_reference, release, dtype)
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """A checkpoint's weights, and how to make the model that graphs are compared with."""
+
+    arrays: Mapping[str, FloatArray]
+    make_reference: MakeReference
+
+
+def _load_si_cvae(folder: Path) -> _Loaded:
+    model = SICVAE.from_pretrained(folder)
+    arrays = {
+        name: tensor.detach().float().cpu().numpy().copy()
+        for name, tensor in model.state_dict().items()
+    }
+    return _Loaded(arrays, lambda rounded: SICVAEReference(model, rounded))
+
+
+_LOADERS = {"si-cvae": _load_si_cvae}
+
+
+def _provenance(run: RunFolder, config: TrainConfig, folder: Path) -> dict[str, JsonValue]:
+    """Tell corpus, configuration, checkpoint and versions; paths are cut to their last part."""
+    corpus = {key: value for key, value in run.corpus().items() if key != "topics"}
+    values = dataclasses.asdict(config)
+    if config.word_vectors:
+        values["word_vectors"] = Path(config.word_vectors).name
+    return {
+        "corpus": corpus,
+        "config": values,
+        "seed": config.seed,
+        "step": _step(folder),
+        "versions": {
+            "siserve": __version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "onnx": onnx.__version__,
+            "numpy": np.__version__,
+        },
+    }
+
+
+def _step(folder: Path) -> int:
+    """Read a checkpoint's step from its name, step-N."""
+    return int(folder.name.rpartition("-")[2])
+
+
+def _valid_metrics(run: RunFolder, folder: Path) -> dict[str, float]:
+    """Return the last validation at or before the checkpoint, as valid_NAME."""
+    latest: dict[str, float] = {}
+    if not run.metrics.is_file():
+        return latest
+    for line in run.metrics.read_text(encoding="utf-8").splitlines():
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue  # the torn last line of a killed run
+        if entry.get("kind") == "valid" and entry["step"] <= _step(folder):
+            latest = {
+                f"valid_{name}": float(value)
+                for name, value in entry.items()
+                if name not in ("step", "kind", "time")
+            }
+    return latest

@@ -1,0 +1,98 @@
+"""The trained model as parity wants it: the model's own layers in float32, arrays in and out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from siserve_training.export.parity import PosteriorDraw
+from siserve_training.export.weights import FloatArray
+from siserve_training.models.draws import Encoded
+from siserve_training.models.si_cvae import SICVAE
+from siserve_training.objectives.surrogate import surrogate_log_q
+
+__all__ = ["SICVAEReference"]
+
+Ids = NDArray[np.int64]
+
+
+class SICVAEReference:
+    """Answers as `model` does with the given weights.
+
+    Args:
+        model: changed: its weights are replaced.
+        arrays: weights by their names in the state dict.
+    """
+
+    def __init__(self, model: SICVAE, arrays: Mapping[str, FloatArray]) -> None:
+        model.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()})
+        self._model = model.float()
+        self._model.train(False)
+
+    def encode_context(
+        self, utterances: Ids, floor: Ids, topic: Ids, profile: FloatArray
+    ) -> FloatArray:
+        """Return c, (B, C)."""
+        is_real = utterances.any(axis=2)  # (B, U)
+        vectors = self._encode(utterances[is_real])  # (Q, F)
+        places = np.zeros(is_real.shape, np.int64)
+        places[is_real] = np.arange(is_real.sum())
+        with torch.no_grad():
+            context = self._model.context_encoder(
+                vectors,
+                torch.from_numpy(places),
+                torch.from_numpy(floor),
+                torch.from_numpy(is_real.sum(1)),
+            )
+            return _array(self._model.condition(context, torch.from_numpy(topic), _tensor(profile)))
+
+    def prior(self, c: FloatArray, eps_z: FloatArray) -> FloatArray:
+        """Return z drawn from p(z|c), (R, D)."""
+        with torch.no_grad():
+            return _array(self._model.prior(_tensor(c)).rsample(_tensor(eps_z)))
+
+    def posterior(
+        self, c: FloatArray, response: Ids, eps_lam: FloatArray, eps_z: FloatArray
+    ) -> PosteriorDraw:
+        """Draw from q(z|x,c) through the first row of eps_lam."""
+        with torch.no_grad():
+            encoded = Encoded(_tensor(c), self._encode(response))
+            components = self._model.conditional(encoded, _tensor(eps_lam))
+            own, aux = components.draws(0, 1), components.draws(1)
+            z = own.rsample(_tensor(eps_z).unsqueeze(1))  # (R, 1, D)
+            log_q_z = surrogate_log_q(z, own, aux).squeeze(1)
+            log_p_z = self._model.prior(encoded.c).log_prob(z.squeeze(1))
+        return PosteriorDraw(_array(z.squeeze(1)), _array(log_q_z), _array(log_p_z))
+
+    def first_state(self, c: FloatArray, z: FloatArray) -> FloatArray:
+        """Return the decoder's state before ``<s>``, (R, H)."""
+        with torch.no_grad():
+            return _array(self._model.decoder.first_state(_tensor(c), _tensor(z)))
+
+    def step(self, token: Ids, state: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Take one token a row; return logits (R, V) and the next state (R, H)."""
+        with torch.no_grad():
+            embedded = self._model.embedding(torch.from_numpy(token))
+            logits, following = self._model.decoder.step(embedded, _tensor(state))
+        return _array(logits), _array(following)
+
+    def _encode(self, ids: Ids) -> Tensor:
+        """Encode utterances in any order, (Q, T) to (Q, F); the model wants the longest first."""
+        lengths = torch.from_numpy((ids != 0).sum(1))
+        lengths, order = lengths.sort(descending=True, stable=True)
+        with torch.no_grad():
+            vectors: Tensor = self._model.encode_utterances(torch.from_numpy(ids)[order], lengths)
+        return vectors[order.argsort()]
+
+
+def _tensor(array: FloatArray) -> Tensor:
+    return torch.from_numpy(array).float()
+
+
+def _array(tensor: Tensor) -> FloatArray:
+    array: FloatArray = tensor.numpy()
+    return array
