@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,17 +13,14 @@ from siserve_training.export import TrainedModel
 from siserve_training.export.parity import open_graph
 
 
-@dataclass(frozen=True)
 class Graphs:
     """The four graphs of a bundle beside the model that they were made from."""
 
-    path: Path
-    model: TrainedModel
-    sizes: TinySizes
-
-    def __post_init__(self):
-        sessions = {graph.file: open_graph(self.path / graph.file) for graph in GRAPHS}
-        object.__setattr__(self, "sessions", sessions)
+    def __init__(self, path: Path, model: TrainedModel, sizes: TinySizes):
+        self.path = path
+        self.model = model
+        self.sizes = sizes
+        self.sessions = {graph.file: open_graph(path / graph.file) for graph in GRAPHS}
 
     def run(self, name, **inputs):
         return self.sessions[f"{name}.onnx"].run(None, inputs)
@@ -87,7 +84,7 @@ def normal(rng, *shape):
     return rng.standard_normal(shape, np.float32)
 
 
-VARIANTS = {
+VARIANTS: dict[str, dict[str, Any]] = {
     "all features": {},
     "no features, affine posterior": {"topics": (), "profile": False, "post_hidden": 0},
     "clamped log-variances": {"logvar_clamp": 0.25, "profile": False},

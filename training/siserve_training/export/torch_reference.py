@@ -29,9 +29,9 @@ class SICVAEReference:
     """
 
     def __init__(self, model: SICVAE, arrays: Mapping[str, FloatArray]) -> None:
-        model.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()})
-        self._model = model.float()
-        self._model.train(False)
+        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        model.load_state_dict(tensors, assign=True)  # float32, whatever the model was in
+        self._model = model.train(False)
 
     def encode_context(
         self, utterances: Ids, floor: Ids, topic: Ids, profile: FloatArray
