@@ -25,9 +25,10 @@ def run_here(capsys) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run a command that ends by itself in this process: the same, without a start of Python."""
 
     def run_command(*arguments: object) -> subprocess.CompletedProcess[str]:
-        code = run([str(argument) for argument in arguments])
+        words = [str(argument) for argument in arguments]
+        code = run(words)
         out, err = capsys.readouterr()
-        return subprocess.CompletedProcess(arguments, code, out, err)
+        return subprocess.CompletedProcess(words, code, out, err)
 
     return run_command
 

@@ -76,7 +76,7 @@ class Text:
             raise ValueError(
                 f"the tokenizer lacks {', '.join(missing)}; expected all of {', '.join(ids)}"
             )
-        self.tokens = SpecialTokens(ids[PAD], ids[UNK], ids[START], ids[END], ids[DIALOG_START])
+        self.tokens = SpecialTokens(*(index for index in ids.values() if index is not None))
 
     @classmethod
     def from_words(cls, words: Sequence[str], max_tokens: int = 40) -> Text:

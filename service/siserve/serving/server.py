@@ -29,10 +29,9 @@ NOTICE_SECONDS = 0.2
 #: Streams that are open when the last call has ended get this long.
 STREAM_SECONDS = 0.3
 
-MAX_MESSAGE_BYTES = 4 << 20
+#: Above it the library refuses a message unread; a request of this size is refused by its text.
+MAX_MESSAGE_BYTES = 2 << 20
 _CHANNEL_OPTIONS = [
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_metadata_size", 16 << 10),
     ("grpc.max_concurrent_streams", 256),
     ("grpc.max_connection_idle_ms", 300_000),
@@ -88,7 +87,10 @@ async def _serve(options: ServerOptions, announce: Callable[[str], None]) -> int
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, signals.put_nowait, number)
     metrics = Metrics()
-    server = grpc.aio.server(options=_CHANNEL_OPTIONS)
+    message_bytes = max(MAX_MESSAGE_BYTES, 4 * options.limits.max_text_bytes)
+    server = grpc.aio.server(
+        options=[*_CHANNEL_OPTIONS, ("grpc.max_receive_message_length", message_bytes)]
+    )
     port = _bind(server, options)  # before the models load: a taken port is told at once
     scraped = serve_metrics(metrics, options.metrics_host, options.metrics_port)
     try:

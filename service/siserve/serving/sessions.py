@@ -71,7 +71,10 @@ def load_sessions(bundle: Bundle, device: Device, threads: int) -> Sessions:
             return _load(bundle, "cuda", threads)
         except _NoCuda as reason:
             if device == "cuda":
-                raise UsageError(f"--device cuda: {reason}; or take --device cpu") from None
+                raise UsageError(
+                    f"--device cuda: {reason}; take --device cpu, or pip uninstall onnxruntime "
+                    "and pip install 'siserve[gpu]'"
+                ) from None
             _log.info("running on the CPU: %s", reason)
     return _load(bundle, "cpu", threads)
 
@@ -92,10 +95,7 @@ def _load(bundle: Bundle, device: Literal["cuda", "cpu"], threads: int) -> Sessi
 
 def _check_cuda() -> None:
     if _CUDA not in onnxruntime.get_available_providers():
-        raise _NoCuda(
-            f"onnxruntime {onnxruntime.__version__} as installed cannot use CUDA; "
-            "replace it: pip uninstall onnxruntime, then pip install 'siserve[gpu]'"
-        )
+        raise _NoCuda(f"onnxruntime {onnxruntime.__version__} as installed cannot use CUDA")
     if hasattr(onnxruntime, "preload_dlls"):
         onnxruntime.preload_dlls()  # finds CUDA libraries that pip installed
 
