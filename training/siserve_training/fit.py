@@ -145,6 +145,11 @@ class Trainer:
         share = self.config.decay_share
         return self.config.learning_rate * (min(1.0, left / share) if share else 1.0)
 
+    def sampled_vocabulary(self, step: int) -> int:
+        """Return the words that the sampled softmax of a step draws from, 0 for the exact one."""
+        exact = step > self.horizon * (1 - self.config.exact_share)
+        return 0 if exact or not self.config.frequent_words else self.data.text.size
+
     def step_on(
         self, number: int, step: int, purpose: int, responses: Ints, which: tuple[str, ...]
     ) -> tuple[LossReport, float]:
@@ -156,7 +161,7 @@ class Trainer:
             config,
             StepNoise.of(config.seed, purpose, number),
             self.num_aux.at(step),
-            exact=step > self.horizon * (1 - config.exact_share),
+            sample_from=self.sampled_vocabulary(step),
             hide=True,
             rank=self.accelerator.process_index,
             world=world,
@@ -303,9 +308,10 @@ class Meter:
 
     def add(self, report: LossReport, norm: float) -> None:
         """Take in one step."""
-        values = (report.loss.detach(), report.rec, report.kl, report.gain, report.bow, norm)
+        parts = (report.loss.detach(), report.rec, report.kl, report.gain, report.bow)
+        values = [*(float(part) for part in parts), norm]
         for name, value in zip(_METERED, values, strict=True):
-            self.sums[name] += float(value)
+            self.sums[name] += value
         self.steps += 1
         self.tokens += report.tokens
 

@@ -151,7 +151,7 @@ def bag_log_probs(
     if sample is not None:
         weight = weight.index_select(0, sample.ids)
         bias = bias.index_select(0, sample.ids) + sample.log_weight
-        words = torch.searchsorted(sample.ids, words)
+        words = torch.searchsorted(sample.ids, words.contiguous())
     logits = nn.functional.linear(features, weight, bias).float()  # (B, J, V)
     chosen = logits.gather(2, words.unsqueeze(1).expand(-1, features.shape[1], -1))
     return chosen - logits.logsumexp(-1, keepdim=True)  # (B, J, T)

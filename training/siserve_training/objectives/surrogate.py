@@ -1,8 +1,9 @@
 """The surrogate bound of a semi-implicit posterior, L_{beta,K}.
 
-Paper eq. 14, after Yin & Zhou 2018, eq. 9. The paper's eq. 14 has two slips, corrected here: line 1 is E - R_ + B_K, not E + R_, and line 2
-takes logs of p(z) and of the mixture. beta multiplies the whole KL bracket, E - beta (R_ - B_K), so
-that beta = 0 is reconstruction alone and K to infinity gives E - beta KL.
+Paper eq. 14, after Yin & Zhou 2018, eq. 9. Eq. 14 as printed has two slips, corrected here: line 1
+is E - R_ + B_K, not E + R_, and line 2 takes logs of p(z) and of the mixture. beta multiplies the
+whole KL bracket, E - beta (R_ - B_K), so that beta = 0 is reconstruction alone and K to infinity
+gives E - beta KL.
 """
 
 from __future__ import annotations

@@ -197,12 +197,24 @@ def prepare_batch(
     noise: StepNoise,
     num_aux: int,
     *,
-    exact: bool,
+    sample_from: int,
     hide: bool,
     rank: int = 0,
     world: int = 1,
 ) -> PreparedBatch:
-    """Collate one batch, or a process's share of it, and draw its noise."""
+    """Collate one batch, or a process's share of it, and draw its noise.
+
+    Args:
+        pairs: the split.
+        responses: positions of the whole batch, longest first.
+        config: J, sizes and rates.
+        noise: of the whole batch.
+        num_aux: K.
+        sample_from: size of the vocabulary that a sampled softmax draws from; 0 for the exact one.
+        hide: whether features are hidden at random.
+        rank: number of this process.
+        world: number of processes.
+    """
     count = len(responses)
     rows = slice(rank, None, world)
     is_hidden = noise.rng.random((count, 2)) < config.hide_feature_rate if hide else None
@@ -211,10 +223,10 @@ def prepare_batch(
     eps_z = noise.normal(count, draws, config.latent)[rows]
     batch = collate(pairs, responses[rows], None if is_hidden is None else is_hidden[rows])
     sample = None
-    if config.frequent_words and not exact:
+    if sample_from:
         words = torch.unique(batch.utterances[batch.response])
         sample = WordSample.draw(
-            config.vocabulary_size + 2,
+            sample_from,
             config.frequent_words,
             config.sampled_words,
             words,
@@ -283,7 +295,7 @@ def validation_batches(
     for number, start in enumerate(range(0, len(responses), batch_size)):
         chosen = longest_first(pairs, responses[start : start + batch_size])
         noise = StepNoise.of(config.seed, VALIDATION, number)
-        yield prepare_batch(pairs, chosen, config, noise, config.num_aux, exact=True, hide=False)
+        yield prepare_batch(pairs, chosen, config, noise, config.num_aux, sample_from=0, hide=False)
 
 
 def training_batches(

@@ -1,0 +1,158 @@
+"""The SI-CVAE: shapes, gradients, noise, and the same numbers however a batch is made up."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from siserve_training.config import TrainConfig
+from siserve_training.models.si_cvae import SICVAE, SICVAEConfig
+from siserve_training.tasks.dialog import (
+    StepNoise,
+    batch_loss,
+    build_model,
+    load_dialog_data,
+    prepare_batch,
+    training_batches,
+)
+
+from .conftest import TINY
+
+
+@pytest.fixture(scope="module")
+def config():
+    return TrainConfig.from_values({**TINY, "bow_weight": 1.0})
+
+
+@pytest.fixture(scope="module")
+def data(corpus, config):
+    return load_dialog_data(corpus, config, skip_bad_lines=False)
+
+
+@pytest.fixture
+def model(config, data):
+    return build_model(config, data)
+
+
+def prepared(data, config, rows=slice(None), sample_from=0, num_aux=3, **changes):
+    _, responses = next(training_batches(data, config, 0))
+    noise = StepNoise.of(config.seed, 0, 0)
+    values = {"sample_from": sample_from, "hide": False} | changes
+    return prepare_batch(data.train, responses[rows], config, noise, num_aux, **values)
+
+
+def test_shapes_name_batch_draws_and_auxiliaries(model, data, config):
+    batch = prepared(data, config)
+    draws = model(batch.pairs, batch.eps_lam, batch.eps_z, bow=True)
+    assert draws.z.shape == draws.own.mu.shape == (12, 2, 5)
+    assert draws.aux.mu.shape == (12, 3, 5) and draws.prior.mu.shape == (12, 1, 5)
+    assert draws.log_p_x.shape == draws.log_p_bow.shape == (12, 2)
+    assert draws.tokens.tolist() == batch.pairs.response_lengths.tolist()
+
+
+def test_every_parameter_gets_a_gradient(model, data, config):
+    batch = prepared(data, config)
+    batch_loss(model(batch.pairs, batch.eps_lam, batch.eps_z, True), config, 0.7).loss.backward()
+    without = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    assert without == []
+
+
+def test_likelihoods_equal_a_step_by_step_decoding(model, data, config):
+    batch = prepared(data, config)
+    draws = model(batch.pairs, batch.eps_lam, batch.eps_z)
+    c = model.encode(batch.pairs).c
+    for pair, draw in ((0, 0), (5, 1), (11, 0)):
+        ids = batch.pairs.utterances[batch.pairs.response[pair]]
+        state = model.decoder.first_state(c[pair : pair + 1], draws.z[pair, draw].unsqueeze(0))
+        log_p = 0.0
+        for now, following in zip(ids, ids[1:], strict=False):
+            if following == 0:
+                break
+            logits, state = model.decoder.step(model.embedding(now.reshape(1)), state)
+            log_p += torch.log_softmax(logits, -1)[0, following].item()
+        assert draws.log_p_x[pair, draw].item() == pytest.approx(log_p, rel=1e-5)
+
+
+def test_a_pair_does_not_depend_on_its_neighbours_in_the_batch(model, data, config):
+    whole, alone = prepared(data, config), prepared(data, config, slice(4, 5))
+    eps_lam, eps_z = whole.eps_lam[4:5], whole.eps_z[4:5]
+    together = model(whole.pairs, whole.eps_lam, whole.eps_z)
+    apart = model(alone.pairs, eps_lam, eps_z)
+    torch.testing.assert_close(apart.z[0], together.z[4], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(apart.log_p_x[0], together.log_p_x[4], atol=1e-4, rtol=1e-5)
+
+
+def test_two_processes_share_the_batch_of_one(model, data, config):
+    whole = prepared(data, config)
+    together = model(whole.pairs, whole.eps_lam, whole.eps_z)
+    loss = 0.0
+    for rank in (0, 1):
+        part = prepared(data, config, rank=rank, world=2)
+        draws = model(part.pairs, part.eps_lam, part.eps_z)
+        torch.testing.assert_close(draws.z, together.z[rank::2], atol=1e-5, rtol=1e-5)
+        loss += batch_loss(draws, config, 0.5).loss.item() * part.share / 2
+    assert loss == pytest.approx(batch_loss(together, config, 0.5).loss.item(), rel=1e-5)
+
+
+def test_the_noise_moves_the_posterior_and_only_the_posterior(model, data, config):
+    batch = prepared(data, config)
+    once = model(batch.pairs, batch.eps_lam, batch.eps_z)
+    again = model(batch.pairs, batch.eps_lam.flip(0), batch.eps_z)
+    assert not torch.allclose(once.own.mu, again.own.mu)
+    torch.testing.assert_close(once.prior.mu, again.prior.mu)
+
+
+def test_a_tanh_layer_makes_the_parameters_non_affine_in_the_noise(data, config):
+    for post_hidden, is_affine in ((0, True), (8, False)):
+        values = {**TINY, "post_hidden": post_hidden}
+        model = build_model(TrainConfig.from_values(values), data)
+        encoded = model.encode(prepared(data, config).pairs)
+        eps = torch.randn(12, 1, 4, generator=torch.Generator().manual_seed(0))
+        line = torch.cat([-eps, torch.zeros_like(eps), eps], dim=1)
+        mu = model.conditional(encoded, line).mu
+        middle = (mu[:, 0] + mu[:, 2]) / 2
+        assert torch.allclose(middle, mu[:, 1], atol=1e-6) == is_affine
+
+
+def test_free_nats_end_the_pull_of_the_kl_below_them(model, data, config):
+    batch = prepared(data, config)
+    for free_nats, pulls in ((1e6, False), (0.0, True)):
+        changed = TrainConfig.from_values({**TINY, "bow_weight": 1.0, "free_nats": free_nats})
+        draws = model(batch.pairs, batch.eps_lam, batch.eps_z)
+        at = [batch_loss(draws, changed, beta).loss for beta in (0.0, 1.0)]
+        grads = [torch.autograd.grad(loss, draws.prior.mu, retain_graph=True)[0] for loss in at]
+        assert bool(grads[1].any()) == pulls and not grads[0].any()
+
+
+def test_save_pretrained_and_from_pretrained_give_the_model_back(model, data, config, tmp_path):
+    model.save_pretrained(tmp_path)
+    assert {file.name for file in tmp_path.iterdir()} == {"config.json", "model.safetensors"}
+    back = SICVAE.from_pretrained(tmp_path)
+    batch = prepared(data, config)
+    for a, b in zip(model.state_dict().values(), back.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+    ours = model(batch.pairs, batch.eps_lam, batch.eps_z).log_p_x
+    torch.testing.assert_close(back(batch.pairs, batch.eps_lam, batch.eps_z).log_p_x, ours)
+
+
+def test_the_condition_vector_has_the_papers_size():
+    config = SICVAEConfig(topics=66, profile=True)
+    assert (config.condition, config.response) == (638, 600)
+    assert SICVAEConfig().condition == 600
+
+
+def test_the_same_seed_makes_the_same_weights_and_leaves_the_global_one_alone(data, config):
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    first, second = build_model(config, data), build_model(config, data)
+    assert torch.equal(torch.rand(3), expected)
+    assert torch.equal(first.decoder.out.weight, second.decoder.out.weight)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_gives_the_losses_of_the_cpu(model, data, config):
+    batch = prepared(data, config)
+    on_cpu = model(batch.pairs, batch.eps_lam, batch.eps_z).log_p_x
+    batch = batch.to(torch.device("cuda"))
+    on_gpu = model.to("cuda")(batch.pairs, batch.eps_lam, batch.eps_z).log_p_x.cpu()
+    torch.testing.assert_close(on_gpu, on_cpu, atol=1e-3, rtol=1e-4)
