@@ -18,7 +18,7 @@ __all__ = ["Blocks", "Options", "choose_token", "read_options"]
 #: Largest uniform that is used; keeps u * total strictly below the total in float32.
 _BELOW_ONE = 1.0 - 2.0**-20
 #: Words that are sorted first; a nucleus is seldom larger.
-_FIRST_SORT = 1024
+_FIRST_SORT = 2048
 _MIN_TEMPERATURE = 1e-5
 
 
