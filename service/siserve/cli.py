@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from siserve import __version__
+from siserve.command import run_app
 
 __all__ = ["main", "run"]
 
@@ -21,6 +22,7 @@ _CLIENT = {
 }
 _TRAINING = {
     "train": "train a model on a corpus",
+    "evaluate": "measure a trained model",
     "export": "turn a trained model into a bundle",
     "data": "look at a corpus",
 }
@@ -80,9 +82,9 @@ def _run_training(arguments: Sequence[str]) -> int:
     try:
         if importlib.util.find_spec("torch") is None:  # told before any option is looked at
             return _missing(arguments[0], "torch", "train")
-        from siserve_training.cli import main as run_training
+        from siserve_training.cli import app
 
-        return int(run_training(list(arguments)) or 0)
+        return run_app(app, arguments)
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package not in _TRAINING_PACKAGES:

@@ -29,6 +29,10 @@ def run_app(app: typer.Typer, arguments: Sequence[str]) -> int:
     except _CLICK_ERROR as error:
         print(one_line(command, f"{_message(error)} See {command} --help."), file=sys.stderr)
         return 2
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        print(one_line(command, f"{place}{error.strerror or error}"), file=sys.stderr)
+        return 1
     except Exception as error:
         from siserve.bundle.errors import SiserveError  # late: --help need not load the bundle
 

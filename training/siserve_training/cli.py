@@ -1,4 +1,4 @@
-"""The training room of the command line: train, data, export.
+"""The training room of the command line: train, evaluate, export, data.
 
 Imports of torch and of everything above it wait until a command runs, so that --help is quick.
 """
@@ -9,14 +9,14 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from siserve_training.config import TrainConfig, list_presets, parse_setting, preset_values
-from siserve_training.errors import ConfigError, TrainingError
+from siserve_training.errors import ConfigError
 
-__all__ = ["main"]
+__all__ = ["app"]
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
 data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look at a corpus.")
@@ -68,6 +68,7 @@ def train(
         raise ConfigError("--resume and --overwrite exclude each other; choose one")
     # idle threads sleep instead of spinning, or any neighbour on the cores slows training tenfold
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    _quiet_libraries()
     from siserve_training.training import resume_run, start_run
 
     if resume:
@@ -113,22 +114,92 @@ def data_stats(
     print(json.dumps(statistics) if as_json else render_statistics(statistics))
 
 
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    data: DataOption,
+    split: Annotated[str, typer.Option("--split", help="valid or test.")] = "test",
+    checkpoint: Annotated[str, typer.Option("--checkpoint", help="best or last.")] = "best",
+    pairs: Annotated[int, typer.Option("--pairs", help="Evenly spread pairs; 0 for all.")] = 0,
+    samples: Annotated[int, typer.Option("--samples", help="Importance samples S.")] = 100,
+    out: Annotated[Path | None, typer.Option("--out", help="Write the JSON there too.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    skip_bad_lines: SkipOption = False,
+) -> None:
+    """Measure a trained model: ELBO, KL, mutual information, importance-weighted log p(x|c).
+
+    Example: siserve evaluate run --data corpus --split test --samples 100
+    """
+    _quiet_libraries()
+    from siserve_training.evaluation.likelihood import evaluate_run, render_likelihood
+
+    measured = evaluate_run(run, data, split, checkpoint, pairs, samples, skip_bad_lines)
+    if out is not None:
+        from siserve_training.checkpoint import write_atomically
+
+        write_atomically(out, json.dumps(measured, indent=2) + "\n")
+    print(json.dumps(measured) if as_json else render_likelihood(measured))
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder of the bundle, to be made.")],
+    name: Annotated[str, typer.Option("--name", help="Name of the model.")] = "",
+    version: Annotated[str, typer.Option("--version", help="Version of the model.")] = "1",
+    dtype: Annotated[
+        str, typer.Option("--dtype", help="float32, or float16 for half the size.")
+    ] = "float32",
+    checkpoint: Annotated[str, typer.Option("--checkpoint", help="best or last.")] = "best",
+    temperature: Annotated[float, typer.Option("--temperature", min=0.0)] = 1.0,
+    top_k: Annotated[int, typer.Option("--top-k", min=0, help="0 for off.")] = 0,
+    top_p: Annotated[float, typer.Option("--top-p", help="1 for off.")] = 1.0,
+    card: Annotated[
+        Path | None, typer.Option("--card", help="Model card in Markdown; a plain one if absent.")
+    ] = None,
+) -> None:
+    """Turn a checkpoint into a bundle of ONNX graphs, whole or not at all.
+
+    The graphs must agree with the model to 1e-5 and its greedy tokens exactly. Sampling options
+    become the bundle's defaults.
+
+    Example: siserve export run --out bundle
+    """
+    if dtype not in ("float32", "float16"):
+        raise ConfigError(f"--dtype must be float32 or float16, got {dtype!r}")
+    if checkpoint not in ("best", "last"):
+        raise ConfigError(f"--checkpoint must be best or last, got {checkpoint!r}")
+    if not 0 < top_p <= 1:
+        raise ConfigError(f"--top-p must lie above 0 and at most at 1, got {top_p}")
+    _quiet_libraries()
+    from siserve.bundle.manifest import Sampling
+
+    from siserve_training.export.run import export_run
+
+    manifest = export_run(
+        run,
+        out,
+        name=name,
+        version=version,
+        dtype="float16" if dtype == "float16" else "float32",
+        checkpoint=checkpoint,
+        sampling=Sampling(temperature=temperature, top_k=top_k, top_p=top_p),
+        model_card=card.read_text(encoding="utf-8") if card else "",
+    )
+    size = sum(file.bytes for file in manifest.files.values())
+    say(
+        f"exported {manifest.name}@{manifest.version}, {size / 1e6:.1f} MB; "
+        f"next: siserve serve --model {out}"
+    )
+
+
+def _quiet_libraries() -> None:
+    """Switch off the bars that transformers draws over ours for files of a second."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
 def say(message: str) -> None:
     """Print one line for a person, on standard error."""
     print(message, file=sys.stderr, flush=True)
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Run a command; return its exit status: 0 done, 1 the work failed, 2 wrong use."""
-    command: Any = typer.main.get_command(app)
-    try:
-        command(argv if argv is not None else sys.argv[1:], prog_name="siserve")
-    except TrainingError as error:
-        say(f"siserve: {error}")
-        return error.exit_code
-    except OSError as error:
-        say(f"siserve: {error.filename or ''}: {error.strerror or error}")
-        return 1
-    except SystemExit as ended:
-        return ended.code if isinstance(ended.code, int) else 0
-    return 0

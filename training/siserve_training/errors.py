@@ -1,23 +1,24 @@
 """What a user can get wrong in training, one exception each.
 
-    TrainingError
-    ├── ConfigError      a key, a value, a preset or a command that cannot be meant
-    ├── CorpusError      a file of the corpus that is missing, empty or malformed
-    ├── RunError         a run folder that cannot be written, resumed or read
-    └── DivergenceError  a loss that is not a number or explodes
+    SiserveError
+    └── TrainingError
+        ├── ConfigError      a key, a value, a preset or a command that cannot be meant
+        ├── CorpusError      a file of the corpus that is missing, empty or malformed
+        ├── RunError         a run folder that cannot be written, resumed or read
+        └── DivergenceError  a loss that is not a number or explodes
 
 Messages are one line: what was expected, what came, what to do.
 """
 
 from __future__ import annotations
 
+from siserve.bundle.errors import SiserveError
+
 __all__ = ["ConfigError", "CorpusError", "DivergenceError", "RunError", "TrainingError"]
 
 
-class TrainingError(Exception):
+class TrainingError(SiserveError):
     """Base of the errors that end a command with one line and no traceback."""
-
-    exit_code = 1
 
 
 class ConfigError(TrainingError):

@@ -220,7 +220,7 @@ class Trainer:
 
     def end_of_pass(self) -> str:
         """Apply the adaptive rule's test after a pass over the pairs; return what to say of it."""
-        information = latent_information(self.raw_model, self.data, self.config, self.device)
+        information = latent_information(self.raw_model, self.data.valid, self.config, self.device)
         still = information >= self.state.last_mutual_information
         self.state = replace(self.state, aggressive=still, last_mutual_information=information)
         what = "goes on" if still else "ends for good"
@@ -249,7 +249,7 @@ class Trainer:
 
     def evaluate(self, report: Reporter) -> None:
         """Measure the valid ELBO at beta 1 and keep the best checkpoint."""
-        values = validate(self.raw_model, self.data, self.config, self.device)
+        values = validate(self.raw_model, self.data.valid, self.config, self.device)
         report.record(self.state.step, "valid", values)
         names: tuple[str, ...] = ("last",)
         if values["elbo"] > self.state.best_elbo:

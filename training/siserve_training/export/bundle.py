@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 import onnx
-from pydantic import JsonValue
+from pydantic import JsonValue, ValidationError
 from siserve.bundle.manifest import Description, Limits, Manifest, Sampling, Sizes
 from siserve.bundle.tensors import MODEL_CARD_FILE, TOKENIZER_FILE, WEIGHTS_FILE
 from siserve.bundle.text import Text
@@ -91,6 +91,7 @@ def export_bundle(
     _check_tokenizer(tokenizer, model)
     weights = WeightStore(dtype)
     built = build_graphs(model, weights)
+    described = _describe(model, built.sizes, release)
     with tempfile.TemporaryDirectory(prefix="siserve-export-") as scratch:
         folder = Path(scratch)
         _write_graphs(folder, built, weights)
@@ -98,7 +99,7 @@ def export_bundle(
         num_topics = len(model.features.topics)
         parity = check_parity(folder, reference, model.tokens, built.sizes, num_topics)
         largest = {"parity_largest_difference": max(parity.differences.values())}
-        described = _describe(model, built.sizes, release, largest)
+        described = described.model_copy(update={"metrics": {**described.metrics, **largest}})
         card = release.model_card or plain_card(described, dtype)
         files: dict[str, bytes | Path] = {
             TOKENIZER_FILE: tokenizer.encode(),
@@ -138,20 +139,25 @@ def _write_graphs(folder: Path, built: GraphSet, weights: WeightStore) -> None:
             raise ExportError(f"{name} is no valid ONNX graph: {error}") from error
 
 
-def _describe(
-    model: TrainedModel, sizes: Sizes, release: Release, measured: Mapping[str, float]
-) -> Description:
-    return Description(
-        name=release.name,
-        version=release.version,
-        task=release.task,
-        method=model.method,
-        created=release.created or datetime.now(UTC).isoformat(timespec="seconds"),
-        tokens=model.tokens,
-        sizes=sizes,
-        limits=release.limits,
-        features=model.features,
-        sampling=release.sampling,
-        provenance=dict(release.provenance),
-        metrics={**release.metrics, **measured},
-    )
+def _describe(model: TrainedModel, sizes: Sizes, release: Release) -> Description:
+    try:
+        return Description(
+            name=release.name,
+            version=release.version,
+            task=release.task,
+            method=model.method,
+            created=release.created or datetime.now(UTC).isoformat(timespec="seconds"),
+            tokens=model.tokens,
+            sizes=sizes,
+            limits=release.limits,
+            features=model.features,
+            sampling=release.sampling,
+            provenance=dict(release.provenance),
+            metrics=dict(release.metrics),
+        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ExportError(
+            f"{where} of the bundle cannot be {first['input']!r}: {first['msg']}"
+        ) from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import torch
+import transformers
 from pydantic import JsonValue
 from siserve import __version__
 from siserve.bundle.manifest import Features, Limits, Manifest, Sampling, Tokens
@@ -85,7 +87,7 @@ def export_run(
         version=version,
         task="dialog",
         model_card=model_card,
-        sampling=sampling or Sampling(max_tokens=longest),
+        sampling=_within(sampling or Sampling(), longest),
         limits=Limits(
             context_utterances=config.context_utterances,
             utterance_tokens=longest,
@@ -106,6 +108,7 @@ class _Loaded:
 
 
 def _load_si_cvae(folder: Path) -> _Loaded:
+    transformers.utils.logging.disable_progress_bar()  # it is over before it can be read
     model = SICVAE.from_pretrained(folder)
     arrays = {
         name: tensor.detach().float().cpu().numpy().copy()
@@ -115,6 +118,11 @@ def _load_si_cvae(folder: Path) -> _Loaded:
 
 
 _LOADERS = {"si-cvae": _load_si_cvae}
+
+
+def _within(sampling: Sampling, longest: int) -> Sampling:
+    """Keep default responses within the longest that the model has seen."""
+    return sampling.model_copy(update={"max_tokens": min(sampling.max_tokens, longest)})
 
 
 def _provenance(run: RunFolder, config: TrainConfig, folder: Path) -> dict[str, JsonValue]:
@@ -157,6 +165,6 @@ def _valid_metrics(run: RunFolder, folder: Path) -> dict[str, float]:
             latest = {
                 f"valid_{name}": float(value)
                 for name, value in entry.items()
-                if name not in ("step", "kind", "time")
+                if name not in ("step", "kind", "time") and math.isfinite(value)
             }
     return latest

@@ -8,7 +8,7 @@ that no graph has to transpose anything, and always in the same way, so that gra
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -98,12 +98,6 @@ class WeightStore:
     def __init__(self, dtype: DType = "float32") -> None:
         self.dtype = dtype
         self._arrays: dict[str, FloatArray] = {}
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._arrays)
-
-    def __getitem__(self, name: str) -> FloatArray:
-        return self._arrays[name]
 
     def add(self, name: str, array: FloatArray) -> None:
         """Store a weight; the same weight may be added again, a different one may not.

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from siserve_training.config import TrainConfig
 from siserve_training.data.batches import BatchOrder, DialogBatch, collate, longest_first
-from siserve_training.data.corpus import DialogCorpus
+from siserve_training.data.corpus import SPLITS, DialogCorpus
 from siserve_training.data.pairs import (
     Features,
     Ints,
@@ -81,7 +81,7 @@ def load_dialog_data(
     corpus = DialogCorpus(folder, skip_bad_lines)
     notes: list[str] = []
     splits = {}
-    for name in ("train", "valid"):
+    for name in SPLITS:  # the test split is read only to be checked
         splits[name], skipped = corpus.read(name)
         if skipped:
             notes.append(f"{corpus.path(name)}: {skipped} malformed lines skipped")
@@ -312,19 +312,19 @@ def training_batches(
 
 @torch.no_grad()
 def validate(
-    model: SICVAE, data: DialogData, config: TrainConfig, device: torch.device
+    model: SICVAE, pairs: PairSet, config: TrainConfig, device: torch.device
 ) -> dict[str, float]:
-    """Return the valid ELBO at beta 1 and its parts, nats per response, and the perplexity."""
+    """Return a split's ELBO at beta 1 and its parts, nats per response, and the perplexity."""
     model.train(False)
     sums = np.zeros(5)
-    for batch in validation_batches(data.valid, config, config.valid_pairs):
+    for batch in validation_batches(pairs, config, config.valid_pairs):
         batch = batch.to(device)
         draws = model(batch.pairs, batch.eps_lam, batch.eps_z)
         parts = surrogate_bound(draws.z, draws.own, draws.aux, draws.prior, draws.log_p_x)
         totals = [parts.bound.sum(), -parts.log_p_x.sum(), parts.kl.sum(), parts.gain.sum()]
         sums += [*(float(total) for total in totals), int(draws.tokens.sum())]
     model.train()
-    count = min(config.valid_pairs or len(data.valid), len(data.valid))
+    count = min(config.valid_pairs or len(pairs), len(pairs))
     elbo, rec, kl, gain = sums[:4] / count
     return {
         "elbo": elbo,
@@ -337,11 +337,11 @@ def validate(
 
 @torch.no_grad()
 def latent_information(
-    model: SICVAE, data: DialogData, config: TrainConfig, device: torch.device, pairs: int = 256
+    model: SICVAE, pairs: PairSet, config: TrainConfig, device: torch.device, count: int = 256
 ) -> float:
-    """Estimate the mutual information of latents and valid pairs, in nats, at most log `pairs`."""
+    """Estimate the mutual information of latents and pairs, in nats, at most log `count`."""
     model.train(False)
-    batch = next(validation_batches(data.valid, config, pairs, pairs)).to(device)
+    batch = next(validation_batches(pairs, config, count, count)).to(device)
     components = model.conditional(model.encode(batch.pairs), batch.eps_lam)
     z = components.draws(0, 1).rsample(batch.eps_z[:, :1])[:, 0]  # (B, D)
     model.train()
