@@ -54,14 +54,15 @@ def write_run(path, topics=TOPICS, profile=True, **changes):
     """A run folder with checkpoints at steps 3 (best) and 5 (last), as training leaves it."""
     run = RunFolder(path)
     config = TrainConfig(word_vectors="/far/away/vectors.txt", **{**SIZES, **changes})
+    sizes = {key: value for key, value in changes.items() if key != "max_utterance_tokens"}
     facts = {"folder": "corpus", "topics": list(topics), "profile": profile}
     run.create(config, tiny_text(), facts)
     for step, names in ((3, ("best", "last")), (5, ("last",))):
-        model = trained(tiny_config(topics, profile, **changes), seed=step)
+        model = trained(tiny_config(topics, profile, **sizes), seed=step)
         save_checkpoint(run.checkpoints, model, {}, LoopState(step=step), names)
     lines = [
         {"step": 2, "kind": "valid", "time": 1.0, "elbo": -9.0},
-        {"step": 3, "kind": "valid", "time": 2.0, "elbo": -7.0, "kl": 3.0},
+        {"step": 3, "kind": "valid", "time": 2.0, "elbo": -7.0, "kl": 3.0, "x": 1e999},
         {"step": 4, "kind": "train", "time": 3.0, "loss": 1.0},
         {"step": 5, "kind": "valid", "time": 4.0, "elbo": -8.0, "kl": 2.0},
     ]
@@ -136,6 +137,13 @@ def test_names_options_and_notes_are_kept(tmp_path):
     assert manifest.provenance["licence"] == "CC BY-NC-SA 3.0"
     assert manifest.metrics["distinct_1"] == 0.5
     assert (tmp_path / "bundle" / "README.md").read_text() == "# Small\n"
+
+
+def test_default_responses_stay_within_what_the_model_has_seen(tmp_path):
+    run = write_run(tmp_path / "run", max_utterance_tokens=12)
+    manifest = export_run(run, tmp_path / "bundle", sampling=Sampling(max_tokens=30))
+    assert manifest.limits.utterance_tokens == manifest.limits.response_tokens == 12
+    assert manifest.sampling.max_tokens == 12
 
 
 def test_a_vocabulary_that_is_not_the_models_is_refused(tmp_path):

@@ -137,6 +137,23 @@ def test_an_unknown_method_is_refused_and_the_known_are_told(tmp_path):
     assert "si-cvae" in METHODS
 
 
+@pytest.mark.parametrize(
+    ("release", "match"),
+    [
+        (Release(name="../up", version="1"), "name of the bundle cannot be '../up'"),
+        (Release(name="tiny", version=""), "version of the bundle cannot be ''"),
+        (Release(name="tiny", version="1", metrics={"nll": np.inf}), "metrics.nll"),
+    ],
+)
+def test_what_a_manifest_cannot_say_is_refused_before_any_comparison(tmp_path, release, match):
+    def never(arrays):
+        raise AssertionError("compared")
+
+    with pytest.raises(ExportError, match=match):
+        export_bundle(tmp_path / "b", tiny_model(), tiny_text().to_json(), never, release)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_target_that_holds_something_is_left_alone(tmp_path):
     target = tmp_path / "bundle"
     target.mkdir()
