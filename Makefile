@@ -38,8 +38,10 @@ lint: .venv/.ready .venv-protoc/.ready ## style, types, import contracts, protos
 	diff -r -x __init__.py -x __pycache__ $$fresh/siserve/v1 service/siserve/v1 \
 	|| { echo "service/siserve/v1 is not what protos/ generates: run make protos" >&2; exit 1; }
 
-bench: .venv/.ready ## run the benchmarks (minutes; SISERVE_DATA names the corpora)
-	@for file in tests/benchmarks/bench_*.py; do echo "== $$file"; .venv/bin/python "$$file"; done
+bench: .venv/.ready ## measure a training step (minutes; SISERVE_DATA holds switchboard/)
+	@test -d "$${SISERVE_DATA:-}/switchboard" || \
+	{ echo "make bench: set SISERVE_DATA to the folder that holds switchboard/" >&2; exit 2; }
+	.venv/bin/python tests/benchmarks/bench_train.py --data "$$SISERVE_DATA/switchboard"
 
 protos: .venv-protoc/.ready ## regenerate service/siserve/v1 from protos/
 	.venv-protoc/bin/python -m grpc_tools.protoc -I protos $(call PROTOC_OUT,service) $(PROTOS)

@@ -65,7 +65,7 @@ def test_a_missing_split_an_empty_file_and_a_missing_folder_are_named(tmp_path):
 
 def test_blanks_and_quotes_around_sex_and_topic_are_stripped():
     profile = parse_profile({"sex": ' "FEMALE"', "age": 47, "education": " 2"})
-    assert profile.numbers() == pytest.approx((0.47, 2 / 3, 0.0, 1.0))
+    assert profile is not None and profile.numbers() == pytest.approx((0.47, 2 / 3, 0.0, 1.0))
     line = json.dumps({**LINE, "topic": '"AIR POLLUTION"', "A": {"sex": "MALE"}})
     dialog = parse_dialog(line.encode())
     assert dialog.topic == "AIR POLLUTION" and dialog.profiles["A"].is_male == 1.0

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from typing import Any
 
 import pytest
 import torch
@@ -175,7 +176,8 @@ def test_a_checkpoint_that_breaks_off_leaves_the_old_one_in_place(corpus, tmp_pa
             raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError, match="No space"):
-        save_checkpoint(run.checkpoints, Unwritable(1, 1), {}, LoopState(step=9), ("last",))
+        model: Any = Unwritable(1, 1)
+        save_checkpoint(run.checkpoints, model, {}, LoopState(step=9), ("last",))
     assert pointed(run.checkpoints, "last") == before and (before / "config.json").is_file()
 
 
