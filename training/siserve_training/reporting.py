@@ -17,6 +17,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 from torch.utils.tensorboard import SummaryWriter
 
 from siserve_training.run_folder import RunFolder
@@ -24,6 +25,14 @@ from siserve_training.run_folder import RunFolder
 __all__ = ["Reporter"]
 
 _PLAIN_SECONDS = 10.0
+_BAR_LABELS = {
+    "loss": "loss",
+    "rec": "rec",
+    "kl": "KL",
+    "b_k": "B_K",
+    "beta": "beta",
+    "K": "K",
+}
 
 
 class Reporter:
@@ -47,13 +56,12 @@ class Reporter:
         self.lines = run.metrics.open("a", encoding="utf-8")
         self.board = SummaryWriter(str(run.tensorboard), purge_step=done + 1)
         self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("ETA"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[numbers]}"),
+            BarColumn(bar_width=16),
+            MofNCompleteColumn(table_column=_whole()),
+            TimeElapsedColumn(table_column=_whole()),
+            TextColumn("ETA", table_column=_whole()),
+            TimeRemainingColumn(table_column=_whole()),
+            TextColumn("{task.fields[numbers]}", table_column=Column(no_wrap=True)),
             console=self.console,
             disable=not self.console.is_terminal,
         )
@@ -96,7 +104,7 @@ class Reporter:
             self.board.add_scalar(f"{kind}/{name}", value, step)
         numbers = "  ".join(f"{name} {_short(value)}" for name, value in values.items())
         if kind == "train":
-            self.progress.update(self.bar, numbers=numbers)
+            self.progress.update(self.bar, numbers=_bar_numbers(values))
             now = time.monotonic()
             if self.console.is_terminal or now - self.last_plain < _PLAIN_SECONDS:
                 return
@@ -105,5 +113,17 @@ class Reporter:
         sys.stderr.flush()
 
 
+def _whole() -> Column:
+    return Column(no_wrap=True, min_width=3)
+
+
+def _bar_numbers(values: dict[str, float]) -> str:
+    """Write what matters most first, since a narrow terminal cuts the end."""
+    shown = " ".join(
+        f"{label} {_short(values[name])}" for name, label in _BAR_LABELS.items() if name in values
+    )
+    return f"{shown} {_short(values.get('tokens_per_s', 0.0))} tok/s"
+
+
 def _short(value: float) -> str:
-    return f"{value:.0f}" if abs(value) >= 1000 or float(value).is_integer() else f"{value:.4g}"
+    return f"{value:.0f}" if abs(value) >= 1000 or float(value).is_integer() else f"{value:.3g}"
