@@ -21,20 +21,15 @@ import torch
 from siserve_training.config import TrainConfig, preset_values
 from siserve_training.fit import Trainer
 from siserve_training.run_folder import RunFolder
-from siserve_training.tasks.dialog import (
-    DialogData,
-    build_model,
-    load_dialog_data,
-    training_batches,
-    validate,
-)
+from siserve_training.tasks.dialog import DialogData, build_model, load_dialog_data, validate
+from siserve_training.tasks.prepared import training_batches
 
 
 def train_for(config: TrainConfig, data: DialogData, seconds: float) -> tuple[int, dict]:
     """Train for `seconds` of processor time; return the updates done and the valid numbers."""
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(config, data, build_model(config, data), RunFolder(Path(folder)))
-        batches = training_batches(data, config, 0)
+        batches = training_batches(data.train, config, 0)
         start = time.process_time()
         while time.process_time() - start < seconds:
             trainer.update(next(batches))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from siserve_training.aggressive import InnerLoop
 from siserve_training.checkpoint import LoopState, pointed, save_checkpoint
 from siserve_training.config import TrainConfig, list_presets, preset_values
@@ -122,6 +124,27 @@ def test_a_sampled_softmax_trains_too_and_ends_with_the_exact_one(corpus, tmp_pa
     start_run(tmp_path / "run", corpus, learning(**settings))
     by_step = list(losses(tmp_path / "run").values())
     assert sum(by_step[-5:]) < 0.9 * sum(by_step[:5])
+
+
+def test_two_processes_train_as_one_does(corpus, tmp_path):
+    start_run(tmp_path / "one", corpus, config(max_steps=6, seed=0))
+    launcher = "torch.distributed.run --standalone --nproc-per-node 2 -m siserve".split()
+    arguments = command(corpus, tmp_path / "two", "--set", "max_steps=6")[3:]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [sys.executable, "-m", *launcher, *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    models = [
+        load_file(RunFolder(tmp_path / name).checkpoint("last") / "model.safetensors")
+        for name in ("one", "two")
+    ]
+    for name, weight in models[0].items():
+        torch.testing.assert_close(models[1][name], weight, atol=2e-4, rtol=1e-3)
 
 
 def test_a_loss_that_is_not_finite_stops_with_step_batch_and_checkpoint(corpus, tmp_path):

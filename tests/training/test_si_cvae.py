@@ -6,14 +6,8 @@ import pytest
 import torch
 from siserve_training.config import TrainConfig
 from siserve_training.models.si_cvae import SICVAE, SICVAEConfig
-from siserve_training.tasks.dialog import (
-    StepNoise,
-    batch_loss,
-    build_model,
-    load_dialog_data,
-    prepare_batch,
-    training_batches,
-)
+from siserve_training.tasks.dialog import batch_loss, build_model, load_dialog_data
+from siserve_training.tasks.prepared import StepNoise, prepare_batch, training_batches
 
 from .conftest import TINY
 
@@ -34,7 +28,7 @@ def model(config, data):
 
 
 def prepared(data, config, rows=slice(None), sample_from=0, num_aux=3, **changes):
-    _, responses = next(training_batches(data, config, 0))
+    _, responses = next(training_batches(data.train, config, 0))
     noise = StepNoise.of(config.seed, 0, 0)
     values = {"sample_from": sample_from, "hide": False} | changes
     return prepare_batch(data.train, responses[rows], config, noise, num_aux, **values)

@@ -30,16 +30,18 @@ from siserve_training.objectives.schedules import AuxRamp, BetaSchedule
 from siserve_training.reporting import Reporter
 from siserve_training.run_folder import RunFolder
 from siserve_training.tasks.dialog import (
-    INNER,
-    TRAINING,
     DialogData,
     LossReport,
-    StepNoise,
     batch_loss,
     latent_information,
+    validate,
+)
+from siserve_training.tasks.prepared import (
+    INNER,
+    TRAINING,
+    StepNoise,
     prepare_batch,
     training_batches,
-    validate,
 )
 
 __all__ = ["FitResult", "fit", "planned_steps"]
@@ -107,7 +109,8 @@ class Trainer:
     ) -> None:
         torch.backends.cuda.matmul.allow_tf32 = config.precision != "fp32"
         self.accelerator = Accelerator(
-            mixed_precision="bf16" if config.precision == "bf16" else "no"
+            cpu=not torch.cuda.is_available(),
+            mixed_precision="bf16" if config.precision == "bf16" else "no",
         )
         self.config, self.data, self.run = config, data, run
         self.device = self.accelerator.device
@@ -200,7 +203,7 @@ class Trainer:
     def inner_steps(self, step: int, outer: tuple[int, Ints]) -> None:
         """Take Algorithm 1's encoder-only steps before the update of a step."""
         loop = InnerLoop(self.config.inner_steps())
-        fresh = training_batches(self.data, self.config, self.state.inner_batches, inner=True)
+        fresh = training_batches(self.data.train, self.config, self.state.inner_batches, inner=True)
         while loop.wants_step:
             reuse_outer = loop.steps is None and loop.done == 0
             number, responses = outer if reuse_outer else next(fresh)
@@ -267,7 +270,7 @@ def fit(config: TrainConfig, data: DialogData, model: SICVAE, run: RunFolder) ->
     trainer = Trainer(config, data, model, run)
     main = trainer.accelerator.is_main_process
     model.train()
-    batches = training_batches(data, config, trainer.state.step)
+    batches = training_batches(data.train, config, trainer.state.step)
     steps_per_pass = -(-len(data.train) // config.batch_size)
     meter = Meter()
     reporter = Reporter(run, trainer.last_step, trainer.state.step, main)

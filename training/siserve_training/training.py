@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from accelerate import PartialState
 
 from siserve_training.config import TrainConfig
 from siserve_training.data.pairs import PairSet
@@ -37,16 +39,20 @@ def start_run(
     corpus = load_dialog_data(data, config, skip_bad_lines)
     model = build_model(config, corpus)
     facts = corpus_facts(data, corpus)
-    run.create(config, corpus.text, facts)
-    for note in corpus.notes:
-        print(f"note: {note}", file=sys.stderr)
-    print(
-        f"{facts['train']['pairs']} training and {facts['valid']['pairs']} valid pairs, vocabulary "
-        f"{corpus.text.size}, {model.num_parameters():,} parameters, "
-        f"{planned_steps(config, corpus)} steps",
-        file=sys.stderr,
-        flush=True,
-    )
+    processes = PartialState(cpu=not torch.cuda.is_available())
+    processes.wait_for_everyone()  # all have seen the folder free before one of them fills it
+    if processes.is_main_process:
+        run.create(config, corpus.text, facts)
+        for note in corpus.notes:
+            print(f"note: {note}", file=sys.stderr)
+        print(
+            f"{facts['train']['pairs']} training and {facts['valid']['pairs']} valid pairs, "
+            f"vocabulary {corpus.text.size}, {model.num_parameters():,} parameters, "
+            f"{planned_steps(config, corpus)} steps",
+            file=sys.stderr,
+            flush=True,
+        )
+    processes.wait_for_everyone()
     return fit(config, corpus, model, run)
 
 

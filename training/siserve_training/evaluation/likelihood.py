@@ -21,7 +21,8 @@ from siserve_training.models.draws import Draws
 from siserve_training.models.si_cvae import SICVAE
 from siserve_training.objectives.surrogate import surrogate_log_q
 from siserve_training.run_folder import RunFolder
-from siserve_training.tasks.dialog import latent_information, validate, validation_batches
+from siserve_training.tasks.dialog import latent_information, validate
+from siserve_training.tasks.prepared import validation_batches
 
 __all__ = ["evaluate_run", "importance_weighted", "render_likelihood"]
 
