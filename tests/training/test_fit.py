@@ -17,6 +17,7 @@ from siserve_training.aggressive import InnerLoop
 from siserve_training.checkpoint import LoopState, pointed, save_checkpoint
 from siserve_training.config import TrainConfig, list_presets, preset_values
 from siserve_training.errors import ConfigError, CorpusError, DivergenceError, RunError
+from siserve_training.fit import usable_precision
 from siserve_training.run_folder import RunFolder
 from siserve_training.training import resume_run, start_run
 
@@ -267,6 +268,15 @@ def test_the_literal_preset_leaves_off_what_the_default_adds():
             5,
             30,
         )
+
+
+def test_bf16_is_used_where_it_is_native_and_fp32_elsewhere(corpus, tmp_path, capfd):
+    assert [usable_precision(wanted) for wanted in ("fp32", "tf32")] == ["fp32", "tf32"]
+    used = usable_precision("bf16")
+    assert used in ("bf16", "fp32")
+    assert start_run(tmp_path / "run", corpus, config(precision="bf16", max_steps=2)).finished
+    told = "no bf16 arithmetic here; training in fp32" in capfd.readouterr().err
+    assert told == (used == "fp32")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -89,6 +89,17 @@ def stop_signals() -> Iterator[StopFlag]:
             signal.signal(which, handler)
 
 
+def usable_precision(wanted: str) -> str:
+    """Return `wanted`, or fp32 where bf16 would be emulated: it is several times slower then."""
+    if wanted != "bf16":
+        return wanted
+    if torch.cuda.is_available():
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return "bf16" if native else "fp32"
+
+
 def planned_steps(config: TrainConfig, data: DialogData) -> int:
     """Return T, the horizon of all schedules: `passes` over the training pairs."""
     return max(1, round(config.passes * len(data.train) / config.batch_size))
@@ -107,10 +118,11 @@ class Trainer:
     def __init__(
         self, config: TrainConfig, data: DialogData, model: SICVAE, run: RunFolder
     ) -> None:
+        self.precision = usable_precision(config.precision)
         torch.backends.cuda.matmul.allow_tf32 = config.precision != "fp32"
         self.accelerator = Accelerator(
             cpu=not torch.cuda.is_available(),
-            mixed_precision="bf16" if config.precision == "bf16" else "no",
+            mixed_precision="bf16" if self.precision == "bf16" else "no",
         )
         self.config, self.data, self.run = config, data, run
         self.device = self.accelerator.device
@@ -275,6 +287,8 @@ def fit(config: TrainConfig, data: DialogData, model: SICVAE, run: RunFolder) ->
     meter = Meter()
     reporter = Reporter(run, trainer.last_step, trainer.state.step, main)
     with stop_signals() as stop, reporter as report:
+        if trainer.precision != config.precision:
+            report.say(f"note: no {config.precision} arithmetic here; training in fp32")
         while trainer.state.step < trainer.last_step and not stop.requested:
             loss, norm = trainer.update(next(batches))
             step = trainer.state.step
