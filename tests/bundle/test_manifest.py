@@ -101,6 +101,29 @@ def test_a_description_that_makes_no_sense_is_refused(changes):
         description(**changes)
 
 
+def sizes(**changes: int) -> Sizes:
+    return Sizes.model_validate(description().sizes.model_dump() | changes)
+
+
+def test_a_prior_takes_as_much_noise_as_z_has_numbers_unless_the_manifest_says_more():
+    assert sizes().prior_noise == sizes().latent
+    wide = seal(description(sizes=sizes(prior_noise=7)), {})
+    assert parse_manifest(wide.to_bytes()).sizes.prior_noise == 7
+    assert parse_manifest(wide.to_bytes()).sizes.by_axis()["P"] == 7
+    with pytest.raises(ValidationError, match="prior_noise is 3, expected at least latent, 4"):
+        sizes(prior_noise=3)
+
+
+def test_the_width_of_a_gaussian_priors_noise_is_left_out_of_the_manifest(manifest):
+    assert b"prior_noise" not in manifest.to_bytes()
+    assert seal(description(sizes=sizes(prior_noise=4)), dict(manifest.files)) == manifest
+    content = json.loads(manifest.to_bytes())
+    content["sizes"]["prior_noise"] = 4
+    told = json.dumps(content, sort_keys=True, indent=2, ensure_ascii=False) + "\n"
+    with pytest.raises(BundleError, match="changed after it was written"):
+        parse_manifest(told.encode())
+
+
 def test_the_digest_covers_every_field(manifest):
     other = seal(description(metrics={"valid_kl": 8.26}), dict(manifest.files))
     assert other.sha256 != manifest.sha256

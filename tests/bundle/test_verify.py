@@ -160,6 +160,25 @@ def test_a_graph_with_other_tensors_is_refused(bundle, reseal):
     assert error.file == "prior.onnx" and "condition" in str(error)
 
 
+def test_a_graph_of_another_width_than_the_manifest_tells_is_refused(bundle, reseal):
+    def widen(model: onnx.ModelProto) -> None:
+        model.graph.input[1].type.tensor_type.shape.dim[1].dim_value += 1
+
+    edit(bundle / "prior.onnx", widen)
+    reseal(bundle)
+    error = refused(bundle)
+    assert error.file == "prior.onnx" and "eps_z of shape ['R', 7], expected ['R', 6]" in str(error)
+
+
+def test_a_graph_with_a_tensor_of_another_rank_is_refused(bundle, reseal):
+    def flatten(model: onnx.ModelProto) -> None:
+        del model.graph.output[0].type.tensor_type.shape.dim[1]
+
+    edit(bundle / "prior.onnx", flatten)
+    reseal(bundle)
+    assert "z of shape ['R']" in str(refused(bundle))
+
+
 def test_a_manifest_that_leaves_a_file_out_is_refused(bundle, reseal):
     (bundle / "README.md").unlink()
     reseal(bundle)

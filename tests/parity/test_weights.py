@@ -110,6 +110,7 @@ def test_tensors_are_those_of_the_contract(bundle):
         "D": sizes.latent,
         "E": sizes.noise,
         "H": sizes.state,
+        "P": sizes.latent,
     }
     for graph in GRAPHS:
         model = load(path, graph)

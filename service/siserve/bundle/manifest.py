@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from siserve.bundle.errors import BundleError
 from siserve.bundle.tensors import MANIFEST_FILE
@@ -48,7 +57,12 @@ class Tokens(_Strict):
 
 
 class Sizes(_Strict):
-    """Sizes of the model, in numbers of units."""
+    """Sizes of the model, in numbers of units.
+
+    Attributes:
+        prior_noise: numbers that the prior draws z from, `latent` or more. A manifest tells it only
+            where it is more, so that a Gaussian prior's bundle reads everywhere.
+    """
 
     vocabulary: Size
     word_embedding: Size
@@ -57,6 +71,32 @@ class Sizes(_Strict):
     noise: Size
     state: Size
     num_parameters: Size
+    prior_noise: Size = Field(default_factory=lambda sizes: int(sizes.get("latent", 1)))
+
+    @model_validator(mode="after")
+    def _check_prior_noise(self) -> Sizes:
+        if self.prior_noise < self.latent:
+            raise ValueError(
+                f"prior_noise is {self.prior_noise}, expected at least latent, {self.latent}"
+            )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _leave_out_what_is_implied(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        content: dict[str, Any] = write(self)
+        if self.prior_noise == self.latent:
+            del content["prior_noise"]
+        return content
+
+    def by_axis(self) -> dict[str, int]:
+        """Return the sizes by the names of the axes in siserve.bundle.tensors."""
+        return {
+            "C": self.context,
+            "D": self.latent,
+            "E": self.noise,
+            "H": self.state,
+            "P": self.prior_noise,
+        }
 
 
 class Limits(_Strict):

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from siserve.bundle.wire import WireError, as_message, as_text, fields
 
-__all__ = ["ExternalData", "GraphFacts", "read_graph_facts"]
+__all__ = ["ExternalData", "GraphFacts", "TensorFacts", "read_graph_facts"]
 
 _DTYPES = {1: "float32", 7: "int64"}
 
@@ -25,13 +25,21 @@ class ExternalData:
     length: int
 
 
+@dataclass(frozen=True)
+class TensorFacts:
+    """Type and axes of an input or output; a string names an axis of any size."""
+
+    dtype: str
+    axes: tuple[int | str, ...]
+
+
 @dataclass
 class GraphFacts:
-    """Domains of operators, names and types of inputs and outputs, and external data."""
+    """Domains of operators, inputs and outputs by name, and external data."""
 
     domains: set[str] = field(default_factory=set)
-    inputs: dict[str, str] = field(default_factory=dict)
-    outputs: dict[str, str] = field(default_factory=dict)
+    inputs: dict[str, TensorFacts] = field(default_factory=dict)
+    outputs: dict[str, TensorFacts] = field(default_factory=dict)
     external: list[ExternalData] = field(default_factory=list)
 
 
@@ -71,8 +79,8 @@ def _read_graph(graph: memoryview, facts: GraphFacts, is_main: bool = False) -> 
                 if sub_number in (1, 2):
                     _read_tensor(as_message(sub_value), facts)
         elif number in (11, 12) and is_main:  # input, output
-            name, dtype = _read_value_info(as_message(value))
-            (facts.inputs if number == 11 else facts.outputs)[name] = dtype
+            name, tensor = _read_value_info(as_message(value))
+            (facts.inputs if number == 11 else facts.outputs)[name] = tensor
 
 
 def _read_node(node: memoryview, facts: GraphFacts) -> None:
@@ -104,15 +112,33 @@ def _read_tensor(tensor: memoryview, facts: GraphFacts) -> None:
         facts.external.append(ExternalData(entries.get("location", ""), offset, length))
 
 
-def _read_value_info(info: memoryview) -> tuple[str, str]:
-    name, dtype = "", "unknown"
+def _read_value_info(info: memoryview) -> tuple[str, TensorFacts]:
+    name, tensor = "", TensorFacts("unknown", ())
     for number, value in fields(info):
         if number == 1:
             name = as_text(value)
         elif number == 2:  # type
             for type_number, type_value in fields(as_message(value)):
                 if type_number == 1:  # tensor_type
-                    for n, v in fields(as_message(type_value)):
-                        if n == 1 and isinstance(v, int):
-                            dtype = _DTYPES.get(v, f"type {v}")
-    return name, dtype
+                    tensor = _read_tensor_type(as_message(type_value))
+    return name, tensor
+
+
+def _read_tensor_type(tensor_type: memoryview) -> TensorFacts:
+    dtype, axes = "unknown", list[int | str]()
+    for number, value in fields(tensor_type):
+        if number == 1 and isinstance(value, int):  # elem_type
+            dtype = _DTYPES.get(value, f"type {value}")
+        elif number == 2:  # shape
+            axes += [_read_axis(as_message(dim)) for n, dim in fields(as_message(value)) if n == 1]
+    return TensorFacts(dtype, tuple(axes))
+
+
+def _read_axis(dim: memoryview) -> int | str:
+    axis: int | str = ""
+    for number, value in fields(dim):
+        if number == 1 and isinstance(value, int):  # dim_value
+            axis = value
+        elif number == 2:  # dim_param
+            axis = as_text(value)
+    return axis

@@ -2,7 +2,8 @@
 
 Axes: B contexts, U context utterances, T tokens, R rows (one response each), K steps of a chunk,
 A1 = A + 1 own and auxiliary parameters of the sampler. Numbers are fixed, other names are sizes of
-the model: C encoded context, D latent, E noise, H decoder state.
+the model: C encoded context, D latent, E noise, H decoder state, P noise of the prior. The first D
+of P numbers make z; what follows is for priors that are no Gaussian (which component or lambda).
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ PRIOR = Graph(
     "prior.onnx",
     inputs=(
         Tensor("c", "float32", ("R", "C")),
-        Tensor("eps_z", "float32", ("R", "D")),
+        Tensor("eps_z", "float32", ("R", "P")),
     ),
     outputs=(Tensor("z", "float32", ("R", "D")),),
 )

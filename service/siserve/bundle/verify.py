@@ -12,7 +12,15 @@ from pathlib import Path
 from siserve.bundle.errors import BundleError
 from siserve.bundle.manifest import FileEntry, Manifest, parse_manifest
 from siserve.bundle.onnx_facts import read_graph_facts
-from siserve.bundle.tensors import FILES, GRAPHS, MANIFEST_FILE, TOKENIZER_FILE, WEIGHTS_FILE, Graph
+from siserve.bundle.tensors import (
+    FILES,
+    GRAPHS,
+    MANIFEST_FILE,
+    TOKENIZER_FILE,
+    WEIGHTS_FILE,
+    Graph,
+    Tensor,
+)
 from siserve.bundle.wire import WireError
 
 __all__ = ["Bundle", "digest_file", "open_bundle"]
@@ -68,7 +76,7 @@ def open_bundle(path: Path) -> Bundle:
     _check_weights(path)
     _check_tokenizer(path)
     for graph in GRAPHS:
-        _check_graph(path, graph, manifest.files)
+        _check_graph(path, graph, manifest)
     return Bundle(path, manifest)
 
 
@@ -141,8 +149,9 @@ def _check_tokenizer(path: Path) -> None:
         raise _off(TOKENIZER_FILE, "is no JSON object")
 
 
-def _check_graph(path: Path, graph: Graph, files: dict[str, FileEntry]) -> None:
+def _check_graph(path: Path, graph: Graph, manifest: Manifest) -> None:
     """Check the tensors and operators of a graph and that its weights lie in the bundle."""
+    files = manifest.files
     if files[graph.file].bytes > MAX_GRAPH_BYTES:
         raise _off(graph.file, f"is larger than {MAX_GRAPH_BYTES} bytes")
     try:
@@ -153,9 +162,12 @@ def _check_graph(path: Path, graph: Graph, files: dict[str, FileEntry]) -> None:
         ("inputs", facts.inputs, graph.inputs),
         ("outputs", facts.outputs, graph.outputs),
     ):
+        types = {name: tensor.dtype for name, tensor in found.items()}
         wanted = {tensor.name: tensor.dtype for tensor in expected}
-        if found != wanted:
-            raise _off(graph.file, f"has {what} {found}, expected {wanted}")
+        if types != wanted:
+            raise _off(graph.file, f"has {what} {types}, expected {wanted}")
+        for tensor in expected:
+            _check_axes(graph.file, tensor, found[tensor.name].axes, manifest.sizes.by_axis())
     foreign = sorted(facts.domains - _STANDARD_DOMAINS)
     if foreign:
         raise _off(graph.file, f"uses operators of {foreign[0]!r}, only standard ONNX is run")
@@ -164,6 +176,18 @@ def _check_graph(path: Path, graph: Graph, files: dict[str, FileEntry]) -> None:
             raise _off(graph.file, f"takes weights from {data.location!r}, not {WEIGHTS_FILE}")
         if not 0 <= data.offset <= data.offset + data.length <= files[WEIGHTS_FILE].bytes:
             raise _off(graph.file, f"takes weights from beyond the end of {WEIGHTS_FILE}")
+
+
+def _check_axes(
+    file: str, tensor: Tensor, found: tuple[int | str, ...], sizes: dict[str, int]
+) -> None:
+    """Check the axes whose size the contract or the manifest fixes."""
+    wanted = [sizes.get(axis, axis) if isinstance(axis, str) else axis for axis in tensor.axes]
+    fits = len(found) == len(wanted) and all(
+        isinstance(size, str) or axis == size for axis, size in zip(found, wanted, strict=True)
+    )
+    if not fits:
+        raise _off(file, f"has {tensor.name} of shape {list(found)}, expected {wanted}")
 
 
 def _read(path: Path, name: str) -> bytes:

@@ -94,7 +94,7 @@ class Flight:
         self._alive = np.arange(job.n)
         (c,) = sessions.context_encoder.run(_encoder_inputs(job.context, manifest.tokens.pad))
         self._c = np.repeat(c, job.n, axis=0)  # (R, C)
-        eps_z = noise.normals(job.seed, self._alive, manifest.sizes.latent)  # (R, D)
+        eps_z = noise.normals(job.seed, self._alive, manifest.sizes.prior_noise)  # (R, P)
         (self._z,) = sessions.prior.run({"c": self._c, "eps_z": eps_z})
         self.encode_seconds = time.perf_counter() - started
         self.decode_seconds = 0.0

@@ -163,7 +163,7 @@ class GraphBuilder:
         Args:
             graph: the tensors that the bundle's contract asks for.
             outputs: the value of each of its outputs.
-            sizes: sizes of the model by axis name (C, D, E, H).
+            sizes: sizes of the model by axis name (C, D, E, H, P).
         """
         for tensor in graph.outputs:
             node = helper.make_node("Identity", [outputs[tensor.name]], [tensor.name])

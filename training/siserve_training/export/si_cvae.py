@@ -70,7 +70,8 @@ class _AxisSizes:
     state: int
 
     def by_axis(self) -> dict[str, int]:
-        return {"C": self.condition, "D": self.latent, "E": self.noise, "H": self.state}
+        axes = {"C": self.condition, "D": self.latent, "E": self.noise, "H": self.state}
+        return {**axes, "P": self.latent}
 
     def manifest(self, num_parameters: int) -> Sizes:
         return Sizes(
