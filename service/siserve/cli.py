@@ -23,6 +23,7 @@ _CLIENT = {
 _TRAINING = {
     "train": "train a model on a corpus",
     "evaluate": "measure a trained model",
+    "compare": "compare the responses of two models",
     "export": "turn a trained model into a bundle",
     "data": "look at a corpus",
 }

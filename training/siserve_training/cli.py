@@ -1,4 +1,4 @@
-"""The training room of the command line: train, evaluate, export, data.
+"""The training room of the command line: train, evaluate, compare, export, data.
 
 Imports of torch and of everything above it wait until a command runs, so that --help is quick.
 """
@@ -15,12 +15,14 @@ import typer
 
 from siserve_training.config import TrainConfig, list_presets, parse_setting, preset_values
 from siserve_training.errors import ConfigError
+from siserve_training.evaluation.cli import compare
 
 __all__ = ["app"]
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
 data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look at a corpus.")
 app.add_typer(data_app, name="data")
+app.command()(compare)
 
 DataOption = Annotated[Path, typer.Option("--data", help="Folder of the corpus.")]
 SkipOption = Annotated[

@@ -4,6 +4,7 @@
     └── TrainingError
         ├── ConfigError      a key, a value, a preset or a command that cannot be meant
         ├── CorpusError      a file of the corpus that is missing, empty or malformed
+        ├── ResponseError    responses, or a dump of them, that cannot be scored or compared
         ├── RunError         a run folder that cannot be written, resumed or read
         └── DivergenceError  a loss that is not a number or explodes
 
@@ -14,7 +15,14 @@ from __future__ import annotations
 
 from siserve.bundle.errors import SiserveError
 
-__all__ = ["ConfigError", "CorpusError", "DivergenceError", "RunError", "TrainingError"]
+__all__ = [
+    "ConfigError",
+    "CorpusError",
+    "DivergenceError",
+    "ResponseError",
+    "RunError",
+    "TrainingError",
+]
 
 
 class TrainingError(SiserveError):
@@ -29,6 +37,12 @@ class ConfigError(TrainingError):
 
 class CorpusError(TrainingError):
     """A corpus that cannot be read."""
+
+    exit_code = 2
+
+
+class ResponseError(TrainingError):
+    """Sampled responses that cannot be scored, or two sets that cannot be compared."""
 
     exit_code = 2
 

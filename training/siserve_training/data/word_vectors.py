@@ -9,6 +9,7 @@ import torch
 from siserve.bundle.text import Text
 from torch import Tensor
 
+from siserve_training.data.glove import read_vectors
 from siserve_training.errors import ConfigError
 
 __all__ = ["start_from_vectors"]
@@ -29,21 +30,16 @@ def start_from_vectors(weight: Tensor, text: Text, path: Path) -> int:
 
     Raises:
         ConfigError: if the file is missing or its vectors are wider than the embedding.
+        CorpusError: if a line of it is malformed.
     """
     if not path.is_file():
         raise ConfigError(f"word_vectors: no file {path}; expected GloVe's text format")
     vocabulary = text.tokenizer.get_vocab()
-    rows: list[int] = []
-    vectors: list[np.ndarray[tuple[int], np.dtype[np.float32]]] = []
-    with path.open(encoding="utf-8") as lines:
-        for line in lines:
-            word, _, numbers = line.rstrip().partition(" ")
-            if word in vocabulary:
-                rows.append(vocabulary[word])
-                vectors.append(np.array(numbers.split(), dtype=np.float32))
-    if not rows:
+    found = read_vectors(path, vocabulary)
+    if not found:
         return 0
-    table = torch.from_numpy(np.stack(vectors))  # (words, width)
+    rows = [vocabulary[word] for word in found]
+    table = torch.from_numpy(np.stack(list(found.values())).astype(np.float32))  # (words, width)
     width = table.shape[1]
     if width > weight.shape[1]:
         raise ConfigError(
