@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from siserve_training.data.pairs import Ints, PairSet
-from siserve_training.models.si_cvae import SICVAE
+from siserve_training.models.cvae import CVAE
 from torch import Tensor, nn
 from torch.distributions import Normal
 
@@ -76,7 +76,7 @@ class PaddedBatch:
 
 
 def twin_name(name: str) -> str:
-    """Return what one of SICVAE's parameters is called here.
+    """Return what one of CVAE's parameters is called here.
 
     A padded bidirectional nn.GRU would begin its way back in the padding, so each direction is a
     GRU of its own here.
@@ -89,7 +89,7 @@ def twin_name(name: str) -> str:
 class ResearchSICVAE(nn.Module):
     """An SI-CVAE out of plain layers, with the sizes and a copy of the weights of ours."""
 
-    def __init__(self, ours: SICVAE) -> None:
+    def __init__(self, ours: CVAE) -> None:
         super().__init__()
         sizes = self.sizes = ours.config
         self.embedding = nn.Embedding(sizes.vocabulary, sizes.word_embedding, padding_idx=0)

@@ -14,10 +14,11 @@ from bundle_factory import TinySizes, tiny_model, tiny_text
 from numpy_reference import NumpySICVAE
 from onnx import helper, numpy_helper
 from siserve.bundle.tensors import PRIOR, SI_SAMPLER
-from siserve_training.export import METHODS, PosteriorDraw, Release, export_bundle
+from siserve_training.export import PosteriorDraw, Release, export_bundle
+from siserve_training.export.cvae import graphs as si_cvae_graphs
 from siserve_training.export.model import GraphSet, TrainedModel
-from siserve_training.export.si_cvae import si_cvae_graphs
 from siserve_training.export.weights import WeightStore
+from siserve_training.methods import METHODS, Place
 
 NAME = "two-sided"
 EXTRA = 2
@@ -37,7 +38,7 @@ class TwoSided(NumpySICVAE):  # type: ignore[misc]
         return PosteriorDraw(drawn.z, none, none)
 
 
-def two_sided_graphs(model: TrainedModel, weights: WeightStore) -> GraphSet:
+def graphs(model: TrainedModel, weights: WeightStore) -> GraphSet:
     """The tiny SI-CVAE's graphs with another prior, and NaN for both densities."""
     built = si_cvae_graphs(model, weights)
     sizes = built.sizes.model_copy(update={"prior_noise": built.sizes.latent + EXTRA})
@@ -82,7 +83,7 @@ def _constant(name: str, value: object) -> onnx.NodeProto:
 
 def two_sided_bundle(path: Path, seed: int = 0, reference: type = TwoSided) -> Path:
     """Export a bundle of the method; METHODS knows it for the length of the export only."""
-    METHODS[NAME] = two_sided_graphs
+    METHODS[NAME] = Place(module="", graphs=__name__)
     try:
         export_bundle(
             path,

@@ -28,8 +28,9 @@ from siserve_training.data.batches import BatchOrder, DialogBatch, collate
 from siserve_training.data.corpus import DialogCorpus
 from siserve_training.data.pairs import PairSet, build_vocabulary, find_features
 from siserve_training.errors import CorpusError
-from siserve_training.models.si_cvae import SICVAE, SICVAEConfig
-from siserve_training.objectives.surrogate import surrogate_bound
+from siserve_training.models.cvae import CVAE, CVAEConfig
+from siserve_training.models.draws import Noise
+from siserve_training.objectives.surrogate import latent_bound
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -49,8 +50,7 @@ class Windows:
 
     shared: DialogBatch
     padded: PaddedBatch
-    eps_lam: Tensor
-    eps_z: Tensor
+    noise: Noise
 
 
 @dataclass(frozen=True)
@@ -97,41 +97,41 @@ class Result:
     ratios: list[float]
 
 
-def our_loss(model: SICVAE, windows: Windows, bf16: bool) -> Tensor:
+def our_loss(model: CVAE, windows: Windows, bf16: bool) -> Tensor:
     """Return -L_{1,K}, the mean over the batch in nats, as training computes it."""
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        draws = model(windows.shared, windows.eps_lam, windows.eps_z)
-    parts = surrogate_bound(draws.z, draws.own, draws.aux, draws.prior, draws.log_p_x)
+        draws = model(windows.shared, windows.noise)
+    parts = latent_bound(draws.z, draws.own, draws.posterior, draws.prior, draws.log_p_x)
     return -parts.bound.mean()
 
 
-def read_corpus(folder: Path) -> tuple[PairSet, SICVAEConfig]:
+def read_corpus(folder: Path) -> tuple[PairSet, CVAEConfig]:
     """Make a corpus's training pairs, and the paper's sizes with its vocabulary and topics."""
     dialogs, _ = DialogCorpus(folder).read("train")
     text, features = build_vocabulary(dialogs), find_features(dialogs)
-    sizes = SICVAEConfig(
+    sizes = CVAEConfig(
         vocabulary=text.size, topics=len(features.topics), profile=features.profile, post_hidden=0
     )
     return PairSet.from_dialogs(dialogs, text, features), sizes
 
 
-def draw_windows(pairs: PairSet, sizes: SICVAEConfig, options: argparse.Namespace) -> list[Windows]:
+def draw_windows(pairs: PairSet, sizes: CVAEConfig, options: argparse.Namespace) -> list[Windows]:
     """Take the first batches of training's own order, with noise of the same seed."""
     generator = torch.Generator().manual_seed(options.seed)
     order = BatchOrder(pairs, options.batch_size, RUN_LENGTH, options.seed)
-    shapes = ((NUM_LATENTS + NUM_AUX, sizes.noise), (NUM_LATENTS, sizes.latent))
+    shapes = ((NUM_LATENTS + NUM_AUX, sizes.noise), (NUM_LATENTS, sizes.latent), (NUM_AUX + 1, 0))
     return [
         Windows(
             collate(pairs, responses),
             PaddedBatch.of(pairs, responses),
-            *(torch.randn(len(responses), *shape, generator=generator) for shape in shapes),
+            Noise(*(torch.randn(len(responses), *shape, generator=generator) for shape in shapes)),
         )
         for responses in islice(order.batches(), options.batches)
     ]
 
 
 def measure(
-    windows: list[Windows], sizes: SICVAEConfig, options: argparse.Namespace, bf16: bool
+    windows: list[Windows], sizes: CVAEConfig, options: argparse.Namespace, bf16: bool
 ) -> Result:
     """Check that the losses agree, then let both ways take turns.
 
@@ -139,10 +139,10 @@ def measure(
         AssertionError: if a loss differs by more than rounding.
     """
     torch.manual_seed(options.seed)
-    model = SICVAE(sizes)
+    model = CVAE(sizes)
     research = ResearchSICVAE(model)
     ours = Contender.of(model, lambda w: our_loss(model, w, bf16))
-    theirs = Contender.of(research, lambda w: research(w.padded, w.eps_lam, w.eps_z))
+    theirs = Contender.of(research, lambda w: research(w.padded, w.noise.eps_lam, w.noise.eps_z))
     error = largest_loss_error(ours, theirs, windows)
     tolerance = TOLERANCE_BF16 if bf16 else TOLERANCE
     assert error <= tolerance, f"losses differ by {error:.1e} relative, more than {tolerance:.0e}"

@@ -14,8 +14,8 @@ from siserve_training.config import TrainConfig
 from siserve_training.errors import RunError
 from siserve_training.export import ExportError
 from siserve_training.export.run import export_run
-from siserve_training.export.torch_reference import SICVAEReference
-from siserve_training.models.si_cvae import SICVAE, SICVAEConfig
+from siserve_training.export.torch_reference import ModelReference
+from siserve_training.models.cvae import CVAE, CVAEConfig
 from siserve_training.run_folder import RunFolder
 from torch_reference import TorchSICVAE
 
@@ -37,13 +37,13 @@ SIZES = {
 def tiny_config(topics, profile, **changes):
     vocabulary = tiny_text().size
     sizes = {**SIZES, "logvar_clamp": 10.0, **changes}
-    return SICVAEConfig(vocabulary=vocabulary, topics=len(topics), profile=profile, **sizes)
+    return CVAEConfig(vocabulary=vocabulary, topics=len(topics), profile=profile, **sizes)
 
 
 def trained(config, seed=3):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = SICVAE(config)
+        model = CVAE(config)
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(0.3 * torch.randn_like(parameter))
@@ -79,7 +79,7 @@ def test_the_models_own_code_agrees_with_plain_layers(topics, profile, changes):
     config = tiny_config(topics, profile, **changes)
     model = trained(config)
     arrays = {name: tensor.numpy().copy() for name, tensor in model.state_dict().items()}
-    own, plain = SICVAEReference(model, arrays), TorchSICVAE(arrays, profile, config.logvar_clamp)
+    own, plain = ModelReference(model, arrays), TorchSICVAE(arrays, profile, config.logvar_clamp)
     rng = np.random.default_rng(0)
     utterances = rng.integers(7, config.vocabulary, (3, 4, 5))
     utterances[0, 1:] = 0

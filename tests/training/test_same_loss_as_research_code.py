@@ -12,8 +12,9 @@ from research_way import PaddedBatch, ResearchSICVAE, twin_name
 from siserve_training.data.batches import BatchOrder, DialogBatch, collate
 from siserve_training.data.corpus import Dialog, Profile, Utterance
 from siserve_training.data.pairs import Features, PairSet, build_vocabulary, find_features
-from siserve_training.models.si_cvae import SICVAE, SICVAEConfig
-from siserve_training.objectives.surrogate import surrogate_bound
+from siserve_training.models.cvae import CVAE, CVAEConfig
+from siserve_training.models.draws import Noise
+from siserve_training.objectives.surrogate import latent_bound
 from torch import Tensor
 
 WORDS = "we went to the lake and it was cold so they stayed home with a dog".split()
@@ -55,19 +56,18 @@ VARIANTS = {
 class Case:
     """A model, a batch of windows in both forms and the noise of its draws."""
 
-    model: SICVAE
+    model: CVAE
     batch: DialogBatch
     padded: PaddedBatch
-    eps_lam: Tensor
-    eps_z: Tensor
+    noise: Noise
 
     def our_loss(self) -> Tensor:
-        draws = self.model(self.batch, self.eps_lam, self.eps_z)
-        parts = surrogate_bound(draws.z, draws.own, draws.aux, draws.prior, draws.log_p_x, BETA)
+        draws = self.model(self.batch, self.noise)
+        parts = latent_bound(draws.z, draws.own, draws.posterior, draws.prior, draws.log_p_x, BETA)
         return -parts.bound.mean()
 
     def their_loss(self, research: ResearchSICVAE) -> Tensor:
-        loss: Tensor = research(self.padded, self.eps_lam, self.eps_z, BETA)
+        loss: Tensor = research(self.padded, self.noise.eps_lam, self.noise.eps_z, BETA)
         return loss
 
 
@@ -104,14 +104,17 @@ def case(request: pytest.FixtureRequest) -> Case:
     responses = next(BatchOrder(pairs, BATCH_SIZE, run_length=4, seed=0).batches())
     sizes = {**SIZES, **variant.sizes, "vocabulary": text.size, "topics": len(features.topics)}
     torch.manual_seed(3)
-    model = SICVAE(SICVAEConfig(profile=features.profile, **sizes))
+    model = CVAE(CVAEConfig(profile=features.profile, **sizes))
     draws = variant.num_latents + variant.num_aux
     return Case(
         model,
         collate(pairs, responses),
         PaddedBatch.of(pairs, responses),
-        eps_lam=torch.randn(BATCH_SIZE, draws, SIZES["noise"]),
-        eps_z=torch.randn(BATCH_SIZE, variant.num_latents, SIZES["latent"]),
+        noise=Noise(
+            eps_lam=torch.randn(BATCH_SIZE, draws, SIZES["noise"]),
+            eps_z=torch.randn(BATCH_SIZE, variant.num_latents, SIZES["latent"]),
+            eps_prior=torch.empty(BATCH_SIZE, draws, 0),
+        ),
     )
 
 

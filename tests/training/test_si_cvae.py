@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from siserve_training.config import TrainConfig
-from siserve_training.models.si_cvae import SICVAE, SICVAEConfig
-from siserve_training.tasks.dialog import batch_loss, build_model, load_dialog_data
+from siserve_training.methods.bound import draws_loss
+from siserve_training.models.cvae import CVAE, CVAEConfig
+from siserve_training.models.draws import Noise, NoiseWidths
+from siserve_training.tasks.dialog import build_model, load_dialog_data
 from siserve_training.tasks.prepared import StepNoise, prepare_batch, training_batches
 
 from .conftest import TINY
@@ -31,28 +35,29 @@ def prepared(data, config, rows=slice(None), sample_from=0, num_aux=3, **changes
     _, responses = next(training_batches(data.train, config, 0))
     noise = StepNoise.of(config.seed, 0, 0)
     values = {"sample_from": sample_from, "hide": False} | changes
-    return prepare_batch(data.train, responses[rows], config, noise, num_aux, **values)
+    widths = NoiseWidths(config.noise, config.latent)
+    return prepare_batch(data.train, responses[rows], config, widths, noise, num_aux, **values)
 
 
 def test_shapes_name_batch_draws_and_auxiliaries(model, data, config):
     batch = prepared(data, config)
-    draws = model(batch.pairs, batch.eps_lam, batch.eps_z, bow=True)
+    draws = model(batch.pairs, batch.noise, bow=True)
     assert draws.z.shape == draws.own.mu.shape == (12, 2, 5)
-    assert draws.aux.mu.shape == (12, 3, 5) and draws.prior.mu.shape == (12, 1, 5)
+    assert draws.posterior.aux.mu.shape == (12, 3, 5) and draws.prior.mu.shape == (12, 1, 5)
     assert draws.log_p_x.shape == draws.log_p_bow.shape == (12, 2)
     assert draws.tokens.tolist() == batch.pairs.response_lengths.tolist()
 
 
 def test_every_parameter_gets_a_gradient(model, data, config):
     batch = prepared(data, config)
-    batch_loss(model(batch.pairs, batch.eps_lam, batch.eps_z, True), config, 0.7).loss.backward()
+    draws_loss(model(batch.pairs, batch.noise, True), config, 0.7).loss.backward()
     without = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
     assert without == []
 
 
 def test_likelihoods_equal_a_step_by_step_decoding(model, data, config):
     batch = prepared(data, config)
-    draws = model(batch.pairs, batch.eps_lam, batch.eps_z)
+    draws = model(batch.pairs, batch.noise)
     c = model.encode(batch.pairs).c
     for pair, draw in ((0, 0), (5, 1), (11, 0)):
         ids = batch.pairs.utterances[batch.pairs.response[pair]]
@@ -68,29 +73,30 @@ def test_likelihoods_equal_a_step_by_step_decoding(model, data, config):
 
 def test_a_pair_does_not_depend_on_its_neighbours_in_the_batch(model, data, config):
     whole, alone = prepared(data, config), prepared(data, config, slice(4, 5))
-    eps_lam, eps_z = whole.eps_lam[4:5], whole.eps_z[4:5]
-    together = model(whole.pairs, whole.eps_lam, whole.eps_z)
-    apart = model(alone.pairs, eps_lam, eps_z)
+    own = Noise(*(eps[4:5] for eps in vars(whole.noise).values()))
+    together = model(whole.pairs, whole.noise)
+    apart = model(alone.pairs, own)
     torch.testing.assert_close(apart.z[0], together.z[4], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(apart.log_p_x[0], together.log_p_x[4], atol=1e-4, rtol=1e-5)
 
 
 def test_two_processes_share_the_batch_of_one(model, data, config):
     whole = prepared(data, config)
-    together = model(whole.pairs, whole.eps_lam, whole.eps_z)
+    together = model(whole.pairs, whole.noise)
     loss = 0.0
     for rank in (0, 1):
         part = prepared(data, config, rank=rank, world=2)
-        draws = model(part.pairs, part.eps_lam, part.eps_z)
+        draws = model(part.pairs, part.noise)
         torch.testing.assert_close(draws.z, together.z[rank::2], atol=1e-5, rtol=1e-5)
-        loss += batch_loss(draws, config, 0.5).loss.item() * part.share / 2
-    assert loss == pytest.approx(batch_loss(together, config, 0.5).loss.item(), rel=1e-5)
+        loss += draws_loss(draws, config, 0.5).loss.item() * part.share / 2
+    assert loss == pytest.approx(draws_loss(together, config, 0.5).loss.item(), rel=1e-5)
 
 
 def test_the_noise_moves_the_posterior_and_only_the_posterior(model, data, config):
     batch = prepared(data, config)
-    once = model(batch.pairs, batch.eps_lam, batch.eps_z)
-    again = model(batch.pairs, batch.eps_lam.flip(0), batch.eps_z)
+    once = model(batch.pairs, batch.noise)
+    other = dataclasses.replace(batch.noise, eps_lam=batch.noise.eps_lam.flip(0))
+    again = model(batch.pairs, other)
     assert not torch.allclose(once.own.mu, again.own.mu)
     torch.testing.assert_close(once.prior.mu, again.prior.mu)
 
@@ -111,8 +117,8 @@ def test_free_nats_end_the_pull_of_the_kl_below_them(model, data, config):
     batch = prepared(data, config)
     for free_nats, pulls in ((1e6, False), (0.0, True)):
         changed = TrainConfig.from_values({**TINY, "bow_weight": 1.0, "free_nats": free_nats})
-        draws = model(batch.pairs, batch.eps_lam, batch.eps_z)
-        at = [batch_loss(draws, changed, beta).loss for beta in (0.0, 1.0)]
+        draws = model(batch.pairs, batch.noise)
+        at = [draws_loss(draws, changed, beta).loss for beta in (0.0, 1.0)]
         grads = [torch.autograd.grad(loss, draws.prior.mu, retain_graph=True)[0] for loss in at]
         assert bool(grads[1].any()) == pulls and not grads[0].any()
 
@@ -120,18 +126,18 @@ def test_free_nats_end_the_pull_of_the_kl_below_them(model, data, config):
 def test_save_pretrained_and_from_pretrained_give_the_model_back(model, data, config, tmp_path):
     model.save_pretrained(tmp_path)
     assert {file.name for file in tmp_path.iterdir()} == {"config.json", "model.safetensors"}
-    back = SICVAE.from_pretrained(tmp_path)
+    back = CVAE.from_pretrained(tmp_path)
     batch = prepared(data, config)
     for a, b in zip(model.state_dict().values(), back.state_dict().values(), strict=True):
         assert torch.equal(a, b)
-    ours = model(batch.pairs, batch.eps_lam, batch.eps_z).log_p_x
-    torch.testing.assert_close(back(batch.pairs, batch.eps_lam, batch.eps_z).log_p_x, ours)
+    ours = model(batch.pairs, batch.noise).log_p_x
+    torch.testing.assert_close(back(batch.pairs, batch.noise).log_p_x, ours)
 
 
 def test_the_condition_vector_has_the_papers_size():
-    config = SICVAEConfig(topics=66, profile=True)
+    config = CVAEConfig(topics=66, profile=True)
     assert (config.condition, config.response) == (638, 600)
-    assert SICVAEConfig().condition == 600
+    assert CVAEConfig().condition == 600
 
 
 def test_the_same_seed_makes_the_same_weights_and_leaves_the_global_one_alone(data, config):
@@ -146,7 +152,7 @@ def test_the_same_seed_makes_the_same_weights_and_leaves_the_global_one_alone(da
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_cuda_gives_the_losses_of_the_cpu(model, data, config):
     batch = prepared(data, config)
-    on_cpu = model(batch.pairs, batch.eps_lam, batch.eps_z).log_p_x
+    on_cpu = model(batch.pairs, batch.noise).log_p_x
     batch = batch.to(torch.device("cuda"))
-    on_gpu = model.to("cuda")(batch.pairs, batch.eps_lam, batch.eps_z).log_p_x.cpu()
+    on_gpu = model.to("cuda")(batch.pairs, batch.noise).log_p_x.cpu()
     torch.testing.assert_close(on_gpu, on_cpu, atol=1e-3, rtol=1e-4)

@@ -34,14 +34,14 @@ class LoopState:
         inner_batches: batches that Algorithm 1's inner steps have used.
         aggressive: whether the adaptive aggressive mode is still on.
         last_mutual_information: of the pass before, in nats (adaptive mode).
-        best_elbo: best valid ELBO so far.
+        best_score: best valid score so far, the ELBO where there is one.
     """
 
     step: int = 0
     inner_batches: int = 0
     aggressive: bool = True
     last_mutual_information: float = 0.0
-    best_elbo: float = -1e30
+    best_score: float = -1e30
 
 
 def write_atomically(path: Path, content: str) -> None:

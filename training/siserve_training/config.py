@@ -17,13 +17,15 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from siserve_training.errors import ConfigError
+from siserve_training.methods import METHODS
 
 __all__ = ["TrainConfig", "list_presets", "parse_setting", "preset_values"]
 
 _CHOICES = {
     "task": ("dialog",),
-    "method": ("si-cvae",),
+    "method": tuple(METHODS),
     "schedule": ("constant", "monotonic", "cyclical"),
+    "kl_form": ("monte-carlo", "closed-form"),
     "precision": ("fp32", "tf32", "bf16"),
 }
 
@@ -53,7 +55,11 @@ class TrainConfig:
     context_hidden: int = 600
     topic_embedding: int = 30
     latent: int = 200
-    noise: int = 100
+    noise: int = 100  # si-cvae; the paper's size
+    noise_gain: float = 1.0  # factor on the noise's weights at the start
+    start_logvar: float = 0.0  # log-variance of q(z|lambda) at the start
+    prior_noise: int = 0  # si-cvae; above 0 the prior is semi-implicit too
+    components: int = 5  # gmm-cvae
     post_hidden: int = 400  # 0: the literal single linear layer
     prior_hidden: int = 400
     decoder_hidden: int = 400
@@ -69,6 +75,7 @@ class TrainConfig:
     cycles: int = 4
     ratio: float = 0.5
     beta_max: float = 1.0
+    kl_form: str = "monte-carlo"  # closed-form: for a Gaussian posterior and prior
     free_nats: float = 0.0  # the KL term's pull ends below this batch mean
     bow_weight: float = 0.0
     aggressive: str = "off"  # off, fixed:T or adaptive (Algorithm 1)
@@ -80,6 +87,7 @@ class TrainConfig:
     max_steps: int = 0  # ends the run early; 0 for none
     learning_rate: float = 1e-3
     decay_share: float = 0.0  # last share of the run in which the rate falls to 0, linearly
+    cosine_cycles: bool = False  # the rate falls to 0 within each cycle of beta
     clip_norm: float = 5.0
     exploding_loss: float = 1e5  # nats; a loss above it stops the run
     frequent_words: int = 0  # words that a sampled softmax always holds; 0 for the exact softmax
@@ -103,10 +111,10 @@ class TrainConfig:
                 )
         at_least = {
             1: "vocabulary_size context_utterances word_embedding utterance_hidden context_hidden "
-            "topic_embedding latent noise prior_hidden decoder_hidden num_latents cycles "
-            "batch_size run_length log_every eval_every save_every",
-            0: "post_hidden bow_hidden logvar_clamp num_aux aux_horizon aux_floor beta_max "
-            "free_nats bow_weight max_steps learning_rate seed valid_pairs frequent_words "
+            "topic_embedding latent noise components prior_hidden decoder_hidden num_latents "
+            "cycles batch_size run_length log_every eval_every save_every",
+            0: "noise_gain prior_noise post_hidden bow_hidden logvar_clamp num_aux aux_horizon "
+            "aux_floor beta_max free_nats bow_weight max_steps learning_rate seed valid_pairs frequent_words "
             "sampled_words",
         }
         for least, names in at_least.items():
@@ -126,6 +134,11 @@ class TrainConfig:
                 raise ConfigError(f"{name} must lie in 0 to 1, got {getattr(self, name)}")
         if self.bow_weight and not self.bow_hidden:
             raise ConfigError("bow_weight needs a bag-of-words head; set bow_hidden above 0")
+        if self.method == "gmm-cvae" and self.num_latents != self.components:
+            raise ConfigError(
+                "gmm-cvae draws one latent of each component: num_latents must equal components, "
+                f"got {self.num_latents} and {self.components}"
+            )
         self.inner_steps()
 
     def inner_steps(self) -> int | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import signal
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -24,18 +25,14 @@ from siserve_training.aggressive import InnerLoop
 from siserve_training.checkpoint import LoopState, load_optimizers, pointed, save_checkpoint
 from siserve_training.config import TrainConfig
 from siserve_training.data.pairs import Ints
-from siserve_training.errors import DivergenceError
-from siserve_training.models.si_cvae import SICVAE
-from siserve_training.objectives.schedules import AuxRamp, BetaSchedule
+from siserve_training.errors import ConfigError, DivergenceError
+from siserve_training.methods import load_method
+from siserve_training.methods.method import LossReport, Update
+from siserve_training.models.dialog_model import DialogModel
+from siserve_training.objectives.schedules import AuxRamp, BetaSchedule, Moment
 from siserve_training.reporting import Reporter
 from siserve_training.run_folder import RunFolder
-from siserve_training.tasks.dialog import (
-    DialogData,
-    LossReport,
-    batch_loss,
-    latent_information,
-    validate,
-)
+from siserve_training.tasks.dialog import DialogData, latent_information, validate
 from siserve_training.tasks.prepared import (
     INNER,
     TRAINING,
@@ -45,8 +42,6 @@ from siserve_training.tasks.prepared import (
 )
 
 __all__ = ["FitResult", "fit", "planned_steps"]
-
-_METERED = ("loss", "rec", "kl", "b_k", "bow", "grad_norm")
 
 
 @dataclass(frozen=True)
@@ -116,7 +111,7 @@ class Trainer:
     """
 
     def __init__(
-        self, config: TrainConfig, data: DialogData, model: SICVAE, run: RunFolder
+        self, config: TrainConfig, data: DialogData, model: DialogModel, run: RunFolder
     ) -> None:
         self.precision = usable_precision(config.precision)
         torch.backends.cuda.matmul.allow_tf32 = config.precision != "fp32"
@@ -125,6 +120,7 @@ class Trainer:
             mixed_precision="bf16" if self.precision == "bf16" else "no",
         )
         self.config, self.data, self.run = config, data, run
+        self.method = load_method(config.method)
         self.device = self.accelerator.device
         self.horizon = planned_steps(config, data)
         self.last_step = min(self.horizon, config.max_steps or self.horizon)
@@ -142,59 +138,52 @@ class Trainer:
         if last is not None:
             load_model(model, last / "model.safetensors")
         self.model = self.accelerator.prepare(model)
-        of_inference = {id(parameter) for parameter in model.inference_parameters()}
-        groups = {
-            "inference": [p for p in model.parameters() if id(p) in of_inference],
-            "rest": [p for p in model.parameters() if id(p) not in of_inference],
-        }
-        self.optimizers: dict[str, torch.optim.Optimizer] = {
-            name: torch.optim.Adam(parameters, lr=config.learning_rate, fused=True)
-            for name, parameters in groups.items()
-        }
+        self.optimizers = self.method.optimizers(config, model)
+        if config.inner_steps() != 0 and "inference" not in self.optimizers:
+            raise ConfigError(f"method {config.method} has no encoder-only step: aggressive=off")
         if last is not None:
             self.state = load_optimizers(last, self.optimizers)
-
-    def learning_rate(self, step: int) -> float:
-        """Return the rate: constant, then falling linearly to 0 over the last `decay_share`."""
-        left = (self.horizon - step + 1) / self.horizon
-        share = self.config.decay_share
-        return self.config.learning_rate * (min(1.0, left / share) if share else 1.0)
+        self.fresh = training_batches(data.train, config, self.state.inner_batches, inner=True)
 
     def sampled_vocabulary(self, step: int) -> int:
         """Return the words that the sampled softmax of a step draws from, 0 for the exact one."""
         exact = step > self.horizon * (1 - self.config.exact_share)
         return 0 if exact or not self.config.frequent_words else self.data.text.size
 
+    def moment(self, step: int) -> Moment:
+        """Return where in training a step stands."""
+        per_pass = -(-len(self.data.train) // self.config.batch_size)
+        beta, num_aux = self.beta.at(step), self.num_aux.at(step)
+        return Moment(step, self.horizon, per_pass, beta, num_aux)
+
     def step_on(
-        self, number: int, step: int, purpose: int, responses: Ints, which: tuple[str, ...]
+        self, number: int, step: int, purpose: int, responses: Ints, update: Update
     ) -> tuple[LossReport, float]:
-        """Take one gradient step of the named optimisers on a batch; return its loss and norm."""
-        config, world = self.config, self.accelerator.num_processes
+        """Take one gradient step of an update on a batch; return its loss and gradient norm."""
+        config, moment = self.config, self.moment(step)
         batch = prepare_batch(
             self.data.train,
             responses,
             config,
+            self.raw_model.config.widths,
             StepNoise.of(config.seed, purpose, number),
-            self.num_aux.at(step),
+            moment.num_aux,
             sample_from=self.sampled_vocabulary(step),
             hide=True,
             rank=self.accelerator.process_index,
-            world=world,
+            world=self.accelerator.num_processes,
         ).to(self.device)
-        draws = self.model(
-            batch.pairs, batch.eps_lam, batch.eps_z, config.bow_weight > 0, batch.sample
-        )
-        report = batch_loss(draws, config, self.beta.at(step))
+        report = self.method.loss(self.model, batch, config, moment, update.part)
         self.check(report, step, number)
         self.accelerator.backward(report.loss * batch.share)
-        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), config.clip_norm)
-        for name in which:
+        norm = self.method.clip(self.raw_model, config, update.part)
+        for name in update.optimizers:
             for group in self.optimizers[name].param_groups:
-                group["lr"] = self.learning_rate(step)
+                group["lr"] = self.method.learning_rate(config, name, moment)
             self.optimizers[name].step()
         for optimizer in self.optimizers.values():
             optimizer.zero_grad()
-        return report, float(norm)
+        return report, norm
 
     def check(self, report: LossReport, step: int, number: int) -> None:
         """Stop a run that has gone astray, before it spoils the weights.
@@ -206,30 +195,31 @@ class Trainer:
         if math.isfinite(loss) and loss <= self.config.exploding_loss:
             return
         last = pointed(self.run.checkpoints, "last")
+        parts = ", ".join(f"{name} {float(value):g}" for name, value in report.parts.items())
         good = f"the last good checkpoint is {last}" if last else "there is no checkpoint yet"
         raise DivergenceError(
-            f"loss {loss:g} at step {step}, batch {number} (rec {float(report.rec):g}, KL "
-            f"{float(report.kl):g}); {good}; lower learning_rate or clip_norm and --resume"
+            f"loss {loss:g} at step {step}, batch {number} ({parts}); {good}; "
+            "lower learning_rate or clip_norm and --resume"
         )
 
     def inner_steps(self, step: int, outer: tuple[int, Ints]) -> None:
         """Take Algorithm 1's encoder-only steps before the update of a step."""
         loop = InnerLoop(self.config.inner_steps())
-        fresh = training_batches(self.data.train, self.config, self.state.inner_batches, inner=True)
         while loop.wants_step:
             reuse_outer = loop.steps is None and loop.done == 0
-            number, responses = outer if reuse_outer else next(fresh)
+            number, responses = outer if reuse_outer else next(self.fresh)
             report, _ = self.step_on(
                 number,
                 step,
                 TRAINING if reuse_outer else INNER,
                 responses,
-                ("inference",),
+                Update("bound", ("inference",)),
             )
             if not reuse_outer:
                 self.state = replace(self.state, inner_batches=number + 1)
             pairs = len(responses)
-            rec_and_kl = float(report.rec) + self.beta.at(step) * float(report.kl)
+            rec, kl = (float(report.parts[name]) for name in ("rec", "kl"))
+            rec_and_kl = rec + self.beta.at(step) * kl
             if loop.took(rec_and_kl * pairs, report.tokens):
                 break
 
@@ -248,10 +238,27 @@ class Trainer:
         adaptive_now = inner is None and self.state.aggressive
         if inner or adaptive_now:
             self.inner_steps(step, outer)
-        which = ("rest",) if adaptive_now else ("inference", "rest")
-        result = self.step_on(outer[0], step, TRAINING, outer[1], which)
+        updates = self.method.updates(self.config, self.moment(step))
+        if adaptive_now:
+            updates = (Update("bound", ("rest",)),)
+        results = [self.take(update, step, outer) for update in updates]
         self.state = replace(self.state, step=step)
-        return result
+        return merged([report for report, _ in results]), max(norm for _, norm in results)
+
+    def take(self, update: Update, step: int, outer: tuple[int, Ints]) -> tuple[LossReport, float]:
+        """Take one update on the step's batch, or on a fresh one if it asks for that."""
+        if not update.fresh_batch:
+            return self.step_on(outer[0], step, TRAINING, outer[1], update)
+        number, responses = next(self.fresh)
+        self.state = replace(self.state, inner_batches=number + 1)
+        return self.step_on(number, step, INNER, responses, update)
+
+    def settings(self, step: int) -> dict[str, float]:
+        """Return what the schedules say at a step."""
+        moment = self.moment(step)
+        first = next(iter(self.optimizers))
+        rate = self.method.learning_rate(self.config, first, moment)
+        return {"beta": moment.beta, "K": float(moment.num_aux), "learning_rate": rate}
 
     def save(self, names: tuple[str, ...]) -> None:
         """Write a checkpoint on the first process and move the pointers."""
@@ -267,13 +274,13 @@ class Trainer:
         values = validate(self.raw_model, self.data.valid, self.config, self.device)
         report.record(self.state.step, "valid", values)
         names: tuple[str, ...] = ("last",)
-        if values["elbo"] > self.state.best_elbo:
-            self.state = replace(self.state, best_elbo=values["elbo"])
+        if values["score"] > self.state.best_score:
+            self.state = replace(self.state, best_score=values["score"])
             names = ("last", "best")
         self.save(names)
 
 
-def fit(config: TrainConfig, data: DialogData, model: SICVAE, run: RunFolder) -> FitResult:
+def fit(config: TrainConfig, data: DialogData, model: DialogModel, run: RunFolder) -> FitResult:
     """Train from the last checkpoint, or from the start, to the last step or a stop signal.
 
     Raises:
@@ -295,9 +302,7 @@ def fit(config: TrainConfig, data: DialogData, model: SICVAE, run: RunFolder) ->
             meter.add(loss, norm)
             report.advance(step)
             if step % config.log_every == 0 or step == trainer.last_step:
-                schedule = {"beta": trainer.beta.at(step), "K": float(trainer.num_aux.at(step))}
-                rate = {"learning_rate": trainer.learning_rate(step)}
-                report.record(step, "train", {**meter.means(), **schedule, **rate})
+                report.record(step, "train", {**meter.means(), **trainer.settings(step)})
             if step % steps_per_pass == 0 and config.inner_steps() is None:
                 if trainer.state.aggressive:
                     report.say(trainer.end_of_pass())
@@ -310,6 +315,12 @@ def fit(config: TrainConfig, data: DialogData, model: SICVAE, run: RunFolder) ->
     return FitResult(trainer.state.step, trainer.state.step >= trainer.last_step)
 
 
+def merged(reports: list[LossReport]) -> LossReport:
+    """Join the reports of a step's updates; of a part that stands in several, the last counts."""
+    parts = {name: value for report in reports for name, value in report.parts.items()}
+    return LossReport(reports[0].loss, parts, reports[0].tokens)
+
+
 class Meter:
     """Means of the numbers since they were last asked for, and tokens per second."""
 
@@ -318,17 +329,20 @@ class Meter:
 
     def clear(self) -> None:
         """Forget everything and start the clock."""
-        self.sums = dict.fromkeys(_METERED, 0.0)
+        self.sums: Counter[str] = Counter()
         self.steps = 0
         self.tokens = 0
         self.start = time.monotonic()
 
     def add(self, report: LossReport, norm: float) -> None:
         """Take in one step."""
-        parts = (report.loss.detach(), report.rec, report.kl, report.gain, report.bow)
-        values = [*(float(part) for part in parts), norm]
-        for name, value in zip(_METERED, values, strict=True):
-            self.sums[name] += value
+        self.sums.update(
+            {
+                "loss": float(report.loss.detach()),
+                **{name: float(value) for name, value in report.parts.items()},
+                "grad_norm": norm,
+            }
+        )
         self.steps += 1
         self.tokens += report.tokens
 

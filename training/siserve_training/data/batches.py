@@ -35,6 +35,7 @@ class DialogBatch:
         response: index into `utterances`, (B,).
         topic: topic id, 0 unknown or hidden, (B,).
         profile: the responder's 4 numbers, then the other's, 0 unknown or hidden, (B, 8).
+        dialog: number of the dialog, (B,).
     """
 
     utterances: Tensor
@@ -45,6 +46,7 @@ class DialogBatch:
     response: Tensor
     topic: Tensor
     profile: Tensor
+    dialog: Tensor
 
     def __len__(self) -> int:
         """Return B."""
@@ -170,4 +172,5 @@ def collate(pairs: PairSet, responses: Ints, is_hidden: Bools | None = None) -> 
         response=torch.from_numpy(place[said.size :]),
         topic=torch.from_numpy(topic),
         profile=torch.from_numpy(profile),
+        dialog=torch.from_numpy(dialogs),
     )

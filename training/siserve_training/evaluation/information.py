@@ -7,31 +7,32 @@ import math
 import torch
 from torch import Tensor
 
-from siserve_training.distributions import DiagonalNormal
+from siserve_training.distributions import DiagonalNormal, Mixture
 
 __all__ = ["mutual_information"]
 
 
-def mutual_information(z: Tensor, components: DiagonalNormal, rows: int = 16) -> float:
+def mutual_information(z: Tensor, mixture: Mixture, rows: int = 16) -> float:
     """Estimate I(x; z) over B examples, as He et al. 2019's code does, for mixtures.
 
-    log q(z_i|x_j) is the log mean over the S components of x_j, the one that made z_i among them
-    for j = i, in both terms. The estimate cannot exceed about log B.
+    log q(z_i|x_j) is the log density under the S components of x_j, the one that made z_i among
+    them for j = i, in both terms. The estimate cannot exceed about log B.
 
     Args:
-        z: one latent of each example, drawn from its component 0, (B, D).
-        components: q(z|lambda) of each example, batch shape (B, S, D).
+        z: one latent of each example, drawn from a component of its own, (B, D).
+        mixture: q(z|x) of each example, batch shape (B, S, D).
         rows: latents that are scored at once.
 
     Returns:
         Nats.
     """
+    components = mixture.components
     flat = DiagonalNormal(components.mu.flatten(0, 1), components.logvar.flatten(0, 1))  # (B*S, D)
     count, draws = components.mu.shape[:2]
-    pieces = [
-        torch.logsumexp(flat.log_prob(part.unsqueeze(1)).view(-1, count, draws), dim=-1)
-        for part in z.split(rows)
-    ]
-    log_q = torch.cat(pieces) - math.log(draws)  # (B, B): z_i under x_j
+    pieces = []
+    for part in z.split(rows):
+        each = flat.log_prob(part.unsqueeze(1)).view(-1, count, draws)  # (rows, B, S)
+        pieces.append(torch.logsumexp(each + mixture.log_weights, dim=-1))
+    log_q = torch.cat(pieces)  # (B, B): z_i under x_j
     aggregated = torch.logsumexp(log_q, dim=1) - math.log(count)
     return float((log_q.diagonal() - aggregated).mean())

@@ -1,162 +1,218 @@
-"""How well a model explains a split, and how much its latents say."""
+"""Estimates of log p(x|c), and how much of it rests on the context."""
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from io import StringIO
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass
 
+import numpy as np
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from siserve_training.config import TrainConfig
-from siserve_training.data.corpus import DialogCorpus
-from siserve_training.data.pairs import PairSet
-from siserve_training.errors import ConfigError
-from siserve_training.models.draws import Draws
-from siserve_training.models.si_cvae import SICVAE
-from siserve_training.objectives.surrogate import surrogate_log_q
-from siserve_training.run_folder import RunFolder
-from siserve_training.tasks.dialog import latent_information, validate
-from siserve_training.tasks.prepared import validation_batches
+from siserve_training.data.batches import DialogBatch
+from siserve_training.data.pairs import Ints, PairSet
+from siserve_training.models.dialog_model import DialogModel
+from siserve_training.models.draws import Noise
+from siserve_training.tasks.prepared import RANKING, VALIDATION, StepNoise, evaluation_batches
 
-__all__ = ["evaluate_run", "importance_weighted", "render_likelihood"]
+__all__ = ["LikelihoodEstimate", "Retrieval", "importance_weighted", "prior_sampled", "retrieval"]
 
+_BATCH_PAIRS = 32
 _CHUNK_SAMPLES = 10
 
 
-def log_weights(draws: Draws) -> Tensor:
-    """Return log p(x|z,c) + log p(z|c) - log q~(z|x,c) of each latent, (B, J).
+@dataclass(frozen=True)
+class LikelihoodEstimate:
+    """An estimate of log p(x|c) from S samples, a lower bound in expectation that rises with S.
 
-    With the own component in q~ their exponentials average to p(x|c) for every K.
+    Attributes:
+        log_p_x: mean over pairs, nats a response.
+        std_error: of that mean over pairs.
+        estimate_error: mean over pairs of the standard error that S samples leave, nats.
+        perplexity: per token.
+        samples: S.
+        pairs: how many pairs.
     """
-    log_q_z = surrogate_log_q(draws.z, draws.own, draws.aux)
-    return draws.log_p_x + draws.prior.log_prob(draws.z) - log_q_z
+
+    log_p_x: float
+    std_error: float
+    estimate_error: float
+    perplexity: float
+    samples: int
+    pairs: int
+
+    @classmethod
+    def of(cls, log_weights: Tensor, tokens: int) -> LikelihoodEstimate:
+        """Sum up log weights of S samples a pair, (pairs, S)."""
+        pairs, samples = log_weights.shape
+        log_w = log_weights.double()
+        log_p = torch.logsumexp(log_w, 1) - math.log(samples)  # (pairs,)
+        error = torch.zeros(())
+        if samples > 1:  # of a log of a mean, to first order
+            relative = torch.exp(log_w - log_p.unsqueeze(1))  # (pairs, S), mean 1
+            error = (relative.std(1) / math.sqrt(samples)).mean()
+        return cls(
+            log_p_x=float(log_p.mean()),
+            std_error=float(log_p.std() / math.sqrt(pairs)) if pairs > 1 else math.nan,
+            estimate_error=float(error),
+            perplexity=math.exp(-float(log_p.sum()) / tokens),
+            samples=samples,
+            pairs=pairs,
+        )
 
 
 @torch.no_grad()
 def importance_weighted(
-    model: SICVAE, pairs: PairSet, config: TrainConfig, limit: int, samples: int
-) -> dict[str, float]:
+    model: DialogModel, pairs: PairSet, config: TrainConfig, limit: int, samples: int
+) -> LikelihoodEstimate:
     """Estimate log p(x|c) by S importance samples of the posterior (Burda et al. 2016).
 
+    With the own component in q~ and a prior of fresh lambda the weights average to p(x|c) for every
+    number of auxiliaries.
+
     Args:
-        model: in any mode.
+        model: one that has densities.
         pairs: the split.
-        config: K and sizes.
+        config: K and the seed.
         limit: evenly spread pairs; 0 for all.
         samples: S, at least 1.
-
-    Returns:
-        log_p_x: nats a response; std_error: of that mean over pairs; perplexity: per token.
     """
-    device = next(model.parameters()).device
     model.train(False)
-    chunks = [min(_CHUNK_SAMPLES, samples - at) for at in range(0, samples, _CHUNK_SAMPLES)]
-    estimates: list[Tensor] = []
+    device = next(model.parameters()).device
+    widths = model.config.widths
+    rows: list[Tensor] = []
     tokens = 0
-    streams = []
-    for number, size in enumerate(chunks):
-        changed = dataclasses.replace(config, num_latents=size, seed=config.seed + 7919 * number)
-        streams.append(validation_batches(pairs, changed, limit, batch_size=32))
-    for batches in zip(*streams, strict=True):
+    for number, batch in enumerate(evaluation_batches(pairs, limit, _BATCH_PAIRS)):
+        batch = batch.to(device)
+        noise = StepNoise.of(config.seed, VALIDATION, number)
+        encoded = model.encode(batch)
         weights = []
-        for batch in batches:
-            batch = batch.to(device)
-            weights.append(log_weights(model(batch.pairs, batch.eps_lam, batch.eps_z)))
-        estimates.append(torch.logsumexp(torch.cat(weights, dim=1), 1) - math.log(samples))
-        tokens += int(batches[0].pairs.response_lengths.sum())
-    log_p = torch.cat(estimates).double()
-    return {
-        "log_p_x": float(log_p.mean()),
-        "std_error": float(log_p.std() / math.sqrt(len(log_p))),
-        "perplexity": math.exp(-float(log_p.sum()) / tokens),
-        "pairs": float(len(log_p)),
-        "samples": float(samples),
-    }
+        for size in chunk_sizes(samples, _CHUNK_SAMPLES):
+            eps = Noise.draw(noise.normal, len(batch), size, config.num_aux, widths).to(device)
+            latents = model.draw_posterior(encoded, eps)
+            log_p_x = model.log_p_x(batch, encoded.c, latents.z)
+            weights.append(log_p_x + latents.log_p_z - latents.log_q_z)
+        rows.append(torch.cat(weights, dim=1).cpu())  # (B, S)
+        tokens += int(batch.response_lengths.sum())
+    return LikelihoodEstimate.of(torch.cat(rows), tokens)
 
 
-def evaluate_run(
-    run_dir: Path,
-    data: Path,
-    split: str,
-    checkpoint: str,
-    limit: int,
-    samples: int,
-    skip_bad_lines: bool,
-) -> dict[str, Any]:
-    """Measure a checkpoint of a run on a split.
+@torch.no_grad()
+def prior_sampled(
+    model: DialogModel, pairs: PairSet, config: TrainConfig, limit: int, samples: int
+) -> LikelihoodEstimate:
+    """Estimate log p(x|c) as the log of the mean of p(x|z,c) over S latents of the prior.
 
-    Raises:
-        ConfigError: if the split or the number of samples cannot be meant.
-        RunError, CorpusError: if the run or the corpus cannot be read.
+    Needs no density of the prior, so it compares all systems; it is lower than an importance-
+    weighted estimate of the same S where the posterior knows more than the prior.
     """
-    if split not in ("valid", "test"):
-        raise ConfigError(f"--split must be valid or test, got {split!r}")
-    if samples < 1 or limit < 0:
-        raise ConfigError(f"--samples must be at least 1, got {samples}; --pairs at least 0")
-    run = RunFolder(run_dir)
-    config, text, features = run.config(), run.text(), run.features()
-    dialogs, _ = DialogCorpus(data, skip_bad_lines).read(split)
-    pairs = PairSet.from_dialogs(dialogs, text, features, config.context_utterances)
-    folder = run.checkpoint(checkpoint)
-    model = SICVAE.from_pretrained(folder)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    torch.nn.Module.to(model, device)
-    quick = dataclasses.replace(config, valid_pairs=limit)
-    elbo = validate(model, pairs, quick, device)
-    count = min(256, len(pairs))
-    information = latent_information(model, pairs, config, device, count)
-    weighted = importance_weighted(model, pairs, config, limit, samples)
-    return {
-        "run": run_dir.name,
-        "checkpoint": folder.name,
-        "split": split,
-        "pairs": int(weighted["pairs"]),
-        "K": config.num_aux,
-        "elbo": elbo["elbo"],
-        "rec": elbo["rec"],
-        "kl": elbo["kl"],
-        "b_k": elbo["b_k"],
-        "elbo_perplexity": elbo["perplexity"],
-        "S": samples,
-        "iw_log_p_x": weighted["log_p_x"],
-        "iw_std_error": weighted["std_error"],
-        "iw_perplexity": weighted["perplexity"],
-        "mutual_information": information,
-        "mutual_information_batch": count,
-        "mutual_information_ceiling": math.log(count),
-    }
+    model.train(False)
+    device = next(model.parameters()).device
+    samples = 1 if model.is_deterministic else samples
+    rows: list[Tensor] = []
+    tokens = 0
+    for number, batch in enumerate(evaluation_batches(pairs, limit, _BATCH_PAIRS)):
+        batch = batch.to(device)
+        noise = StepNoise.of(config.seed, VALIDATION, number)
+        c = model.encode(batch).c
+        drawn = []
+        for size in chunk_sizes(samples, _CHUNK_SAMPLES):
+            eps = noise.normal(len(batch), size, model.config.prior_width).to(device)
+            drawn.append(model.log_p_x(batch, c, model.draw_prior(c, eps)))
+        rows.append(torch.cat(drawn, dim=1).cpu())  # (B, S)
+        tokens += int(batch.response_lengths.sum())
+    return LikelihoodEstimate.of(torch.cat(rows), tokens)
 
 
-_EXPLAINED = {
-    "elbo": "ELBO at beta 1, nats a response",
-    "rec": "-E log p(x|z,c), nats a response",
-    "kl": "KL (surrogate, an upper bound), nats",
-    "b_k": "B_K, what the mixture gains over its components, nats",
-    "elbo_perplexity": "perplexity by the ELBO, KL inside",
-    "iw_log_p_x": "log p(x|c) by importance sampling, nats a response",
-    "iw_std_error": "its standard error over pairs",
-    "iw_perplexity": "perplexity by importance sampling",
-    "mutual_information": "I(x; z) estimate, nats",
-    "mutual_information_ceiling": "its ceiling, log of the batch",
-}
+@dataclass(frozen=True)
+class Retrieval:
+    """How often a response is likelier under its own context than under those of other dialogs.
+
+    Attributes:
+        recall_10: R@1/10, share of responses whose own context beats 9 others.
+        recall_20: R@1/20, the same against 19.
+        is_first_10: for each response, ties counted in parts, (pairs,).
+        is_first_20: (pairs,).
+        samples: S of each log p(x|c), by Monte Carlo over the prior.
+    """
+
+    recall_10: float
+    recall_20: float
+    is_first_10: tuple[float, ...]
+    is_first_20: tuple[float, ...]
+    samples: int
 
 
-def render_likelihood(measured: dict[str, Any]) -> str:
-    """Write the numbers as a table for a person."""
-    title = (
-        f"{measured['run']}, {measured['checkpoint']}, {measured['split']}: {measured['pairs']:,} "
-        f"pairs, K = {measured['K']}, S = {measured['S']}"
+@torch.no_grad()
+def retrieval(
+    model: DialogModel, pairs: PairSet, config: TrainConfig, limit: int, samples: int
+) -> Retrieval:
+    """Rank contexts for a fixed response by log p(x|c), so that its length cancels.
+
+    A response's rivals are contexts of other dialogs, drawn from the same pairs; all contexts get
+    the same noise. Chance is 0.1 and 0.05.
+
+    Args:
+        model: any.
+        pairs: the split; its pairs must stand in at least two dialogs.
+        config: the seed.
+        limit: evenly spread pairs; 0 for all.
+        samples: S.
+    """
+    model.train(False)
+    device = next(model.parameters()).device
+    samples = 1 if model.is_deterministic else samples
+    rng = np.random.default_rng([config.seed, RANKING])
+    batches = [batch.to(device) for batch in evaluation_batches(pairs, limit, _BATCH_PAIRS)]
+    contexts = torch.cat([model.encode(batch).c for batch in batches])  # (N, C)
+    dialogs = np.concatenate([batch.dialog.cpu().numpy() for batch in batches])
+    firsts: list[Tensor] = []
+    start = 0
+    for batch in batches:
+        rows = range(start, start + len(batch))
+        chosen = torch.from_numpy(np.stack([_rivals(dialogs, row, rng) for row in rows]))  # (B, 20)
+        log_p = _log_p_under(model, batch, contexts[chosen.to(device)], samples, rng)  # (B, 20)
+        firsts.append(torch.stack([_is_first(log_p[:, :10]), _is_first(log_p)], dim=1).cpu())
+        start += len(batch)
+    is_first = torch.cat(firsts).double()  # (N, 2)
+    return Retrieval(
+        recall_10=float(is_first[:, 0].mean()),
+        recall_20=float(is_first[:, 1].mean()),
+        is_first_10=tuple(is_first[:, 0].tolist()),
+        is_first_20=tuple(is_first[:, 1].tolist()),
+        samples=samples,
     )
-    table = Table("measure", "value", title=title, title_justify="left")
-    table.columns[1].justify = "right"
-    for key, what in _EXPLAINED.items():
-        table.add_row(what, f"{measured[key]:.3f}")
-    page = StringIO()
-    Console(file=page, width=100).print(table)
-    return page.getvalue().rstrip()
+
+
+def _rivals(dialogs: Ints, row: int, rng: np.random.Generator) -> Ints:
+    """Return a row, then 19 rows of other dialogs, drawn with replacement if there are fewer."""
+    others = np.flatnonzero(dialogs != dialogs[row])
+    return np.append(row, rng.choice(others, 19, replace=len(others) < 19))
+
+
+def _log_p_under(
+    model: DialogModel, batch: DialogBatch, contexts: Tensor, samples: int, rng: np.random.Generator
+) -> Tensor:
+    """Return log p(x|c) of each response under each of its contexts, (B, M, C) to (B, M)."""
+    pairs, count, _ = contexts.shape
+    generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+    eps = torch.randn(pairs, 1, samples, model.config.prior_width, generator=generator)
+    eps = eps.expand(-1, count, -1, -1).flatten(0, 1).to(contexts.device)  # (B*M, S, P)
+    z = model.draw_prior(contexts.flatten(0, 1), eps)  # (B*M, S, D)
+    each = contexts.unsqueeze(2).expand(-1, -1, samples, -1)  # (B, M, S, C)
+    log_p = model.log_p_x(batch, each.flatten(1, 2), z.view(pairs, count * samples, -1))
+    return torch.logsumexp(log_p.view(pairs, count, samples), dim=2)
+
+
+def _is_first(log_p: Tensor) -> Tensor:
+    """Return whether column 0 is the largest, 1/n where n columns share that, (B, M) to (B,)."""
+    own, largest = log_p[:, :1], log_p.max(1, keepdim=True).values
+    return (own == largest).squeeze(1) / (log_p == largest).sum(1)
+
+
+def chunk_sizes(total: int, size: int) -> Iterator[int]:
+    """Divide a number into parts of at most `size`."""
+    for start in range(0, total, size):
+        yield min(size, total - start)

@@ -19,7 +19,6 @@ from siserve.bundle.writing import write_bundle
 from siserve_training.export.card import plain_card
 from siserve_training.export.errors import ExportError
 from siserve_training.export.graph import place_weights
-from siserve_training.export.methods import build_graphs
 from siserve_training.export.model import GraphSet, TrainedModel
 from siserve_training.export.parity import Reference, check_parity
 from siserve_training.export.weights import (
@@ -29,6 +28,7 @@ from siserve_training.export.weights import (
     read_places,
     round_weights,
 )
+from siserve_training.methods import load_graphs
 
 __all__ = ["MakeReference", "Release", "export_bundle"]
 
@@ -90,7 +90,7 @@ def export_bundle(
     """
     _check_tokenizer(tokenizer, model)
     weights = WeightStore(dtype)
-    built = build_graphs(model, weights)
+    built = load_graphs(model.method)(model, weights)
     described = _describe(model, built.sizes, release)
     with tempfile.TemporaryDirectory(prefix="siserve-export-") as scratch:
         folder = Path(scratch)

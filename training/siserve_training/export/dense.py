@@ -12,11 +12,15 @@ from siserve_training.export.weights import FloatArray, Parameters
 __all__ = [
     "Gaussian",
     "Noise",
+    "choose_component",
     "first_draw",
     "gaussian_head",
     "linear",
     "log_density",
     "log_mean_exp",
+    "log_sum_exp",
+    "mixture_head",
+    "normal_cdf",
     "sample",
 ]
 
@@ -110,15 +114,52 @@ def log_density(g: GraphBuilder, q: Gaussian, z: Value) -> Value:
 
 
 def log_mean_exp(g: GraphBuilder, log_values: Value) -> Value:
-    """Emit log(mean(exp(.))) over the last axis by way of the largest value, (R, A1) to (R,).
+    """Emit log(mean(exp(.))) over the last axis, (R, A1) to (R,)."""
+    count = g.cast(g.op("Shape", log_values, start=1, end=2), "float32")
+    return g.op("Sub", log_sum_exp(g, log_values), g.op("Log", count))
 
-    The largest value's log-softmax is itself minus the log of the sum, and bit for bit the same
-    whatever the other rows are, as onnxruntime's Log is not.
+
+def log_sum_exp(g: GraphBuilder, log_values: Value) -> Value:
+    """Emit log(sum(exp(.))) over the last axis, (R, S) to (R,).
+
+    The largest value's log-softmax is itself minus this, and bit for bit the same whatever the
+    other rows are, as onnxruntime's Log is not.
     """
     log_softmax = g.op("LogSoftmax", log_values, axis=-1)
     largest, of_largest = (g.reduce("ReduceMax", v, -1) for v in (log_values, log_softmax))  # (R,)
-    count = g.cast(g.op("Shape", log_values, start=1, end=2), "float32")
-    return g.op("Sub", g.op("Sub", largest, of_largest), g.op("Log", count))
+    return g.op("Sub", largest, of_largest)
+
+
+def mixture_head(
+    g: GraphBuilder, p: Parameters, name: str, features: Sequence[Value], logvar_clamp: float = 0.0
+) -> tuple[Gaussian, Value]:
+    """Emit an explicit mixture: Gaussians of batch shape (R, S), and log weights, (R, S)."""
+    hidden = g.op("Tanh", linear(g, p, f"{name}.hidden", *features))
+    count = p.shape(f"{name}.weight.bias")[0]
+    latent = p.shape(f"{name}.out.bias")[0] // (2 * count)
+    parameters = g.reshape(linear(g, p, f"{name}.out", hidden), 0, count, 2 * latent)
+    mu, logvar = g.ops("Split", 2, parameters, g.integers(latent, latent), axis=-1)
+    if logvar_clamp:
+        logvar = g.op("Clip", logvar, g.real(-logvar_clamp), g.real(logvar_clamp))
+    log_weights = g.op("LogSoftmax", linear(g, p, f"{name}.weight", hidden), axis=-1)
+    return Gaussian(mu, logvar, latent), log_weights
+
+
+def normal_cdf(g: GraphBuilder, eps: Value) -> Value:
+    """Turn N(0, 1) numbers into uniform ones."""
+    erf = g.op("Erf", g.op("Mul", eps, g.real(math.sqrt(0.5))))
+    return g.op("Mul", g.op("Add", erf, g.real(1.0)), g.real(0.5))
+
+
+def choose_component(g: GraphBuilder, q: Gaussian, log_weights: Value, uniform: Value) -> Gaussian:
+    """Choose one of S Gaussians a row by inverse CDF, batch shape (R, S) and (R,) to (R,)."""
+    ends = g.op("CumSum", g.op("Exp", log_weights), g.integer(1))  # (R, S)
+    is_passed = g.op("LessOrEqual", ends, g.unsqueeze(uniform, 1))
+    place = g.reduce("ReduceSum", g.cast(is_passed, "int64"), 1, keep=True)  # (R, 1)
+    last = g.op("Sub", g.op("Shape", log_weights, start=1, end=2), g.integers(1))
+    place = g.op("Min", place, last)
+    mu, logvar = (g.op("GatherND", v, place, batch_dims=1) for v in (q.mu, q.logvar))
+    return Gaussian(mu, logvar, q.latent)
 
 
 def _linear_with_noise(

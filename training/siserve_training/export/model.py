@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import onnx
 from siserve.bundle.manifest import Features, Sizes, Tokens
 
-from siserve_training.export.weights import FloatArray
+from siserve_training.export.weights import FloatArray, WeightStore
 
-__all__ = ["GraphSet", "TrainedModel"]
+__all__ = ["GraphEmitter", "GraphSet", "TrainedModel"]
 
 
 @dataclass(frozen=True)
@@ -38,3 +38,7 @@ class GraphSet:
 
     graphs: Mapping[str, onnx.ModelProto]
     sizes: Sizes
+
+
+#: Emits the graphs of a model; the store receives every weight once.
+GraphEmitter = Callable[[TrainedModel, WeightStore], GraphSet]

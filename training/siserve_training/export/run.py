@@ -7,7 +7,6 @@ import json
 import math
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +18,12 @@ from siserve import __version__
 from siserve.bundle.manifest import Features, Limits, Manifest, Sampling, Tokens
 
 from siserve_training.config import TrainConfig
-from siserve_training.export.bundle import MakeReference, Release, export_bundle
-from siserve_training.export.errors import ExportError
+from siserve_training.export.bundle import Release, export_bundle
 from siserve_training.export.model import TrainedModel
-from siserve_training.export.torch_reference import SICVAEReference
+from siserve_training.export.torch_reference import ModelReference
 from siserve_training.export.weights import DType, FloatArray
-from siserve_training.models.si_cvae import SICVAE
+from siserve_training.methods import load_method
+from siserve_training.models.dialog_model import DialogModel
 from siserve_training.run_folder import RunFolder
 
 __all__ = ["export_run"]
@@ -69,14 +68,15 @@ def export_run(
     config = run.config()
     folder = run.checkpoint(checkpoint)
     text, found = run.text(), run.features()
-    if config.method not in _LOADERS:
-        raise ExportError(
-            f"{run_dir} holds a {config.method} model; expected one of {', '.join(_LOADERS)}"
-        )
-    loaded = _LOADERS[config.method](folder)
+    transformers.utils.logging.disable_progress_bar()  # it is over before it can be read
+    model: DialogModel = load_method(config.method).model_class.from_pretrained(folder)
+    arrays = {
+        name: tensor.detach().float().cpu().numpy().copy()
+        for name, tensor in model.state_dict().items()
+    }
     trained = TrainedModel(
         method=config.method,
-        arrays=loaded.arrays,
+        arrays=arrays,
         tokens=Tokens.model_validate(dataclasses.asdict(text.tokens)),
         features=Features(topics=found.topics, profile=found.profile),
         logvar_clamp=config.logvar_clamp,
@@ -96,28 +96,11 @@ def export_run(
         provenance={**_provenance(run, config, folder), **(provenance or {})},
         metrics={**_valid_metrics(run, folder), **(metrics or {})},
     )
-    return export_bundle(out, trained, text.to_json(), loaded.make_reference, release, dtype)
 
+    def reference(rounded: Mapping[str, FloatArray]) -> ModelReference:
+        return ModelReference(model, rounded)
 
-@dataclass(frozen=True)
-class _Loaded:
-    """A checkpoint's weights, and how to make the model that graphs are compared with."""
-
-    arrays: Mapping[str, FloatArray]
-    make_reference: MakeReference
-
-
-def _load_si_cvae(folder: Path) -> _Loaded:
-    transformers.utils.logging.disable_progress_bar()  # it is over before it can be read
-    model = SICVAE.from_pretrained(folder)
-    arrays = {
-        name: tensor.detach().float().cpu().numpy().copy()
-        for name, tensor in model.state_dict().items()
-    }
-    return _Loaded(arrays, lambda rounded: SICVAEReference(model, rounded))
-
-
-_LOADERS = {"si-cvae": _load_si_cvae}
+    return export_bundle(out, trained, text.to_json(), reference, release, dtype)
 
 
 def _within(sampling: Sampling, longest: int) -> Sampling:

@@ -11,16 +11,15 @@ from torch import Tensor
 
 from siserve_training.export.parity import PosteriorDraw
 from siserve_training.export.weights import FloatArray
-from siserve_training.models.draws import Encoded
-from siserve_training.models.si_cvae import SICVAE
-from siserve_training.objectives.surrogate import surrogate_log_q
+from siserve_training.models.dialog_model import DialogModel
+from siserve_training.models.draws import Encoded, Noise
 
-__all__ = ["SICVAEReference"]
+__all__ = ["ModelReference"]
 
 Ids = NDArray[np.int64]
 
 
-class SICVAEReference:
+class ModelReference:
     """Answers as `model` does with the given weights.
 
     Args:
@@ -28,7 +27,7 @@ class SICVAEReference:
         arrays: weights by their names in the state dict.
     """
 
-    def __init__(self, model: SICVAE, arrays: Mapping[str, FloatArray]) -> None:
+    def __init__(self, model: DialogModel, arrays: Mapping[str, FloatArray]) -> None:
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
         model.load_state_dict(tensors, assign=True)  # float32, whatever the model was in
         self._model = model.train(False)
@@ -51,33 +50,37 @@ class SICVAEReference:
             return _array(self._model.condition(context, torch.from_numpy(topic), _tensor(profile)))
 
     def prior(self, c: FloatArray, eps_z: FloatArray) -> FloatArray:
-        """Return z drawn from p(z|c), (R, D)."""
+        """Return z drawn from p(z|c), (R, D), by noise (R, P)."""
         with torch.no_grad():
-            return _array(self._model.prior(_tensor(c)).rsample(_tensor(eps_z)))
+            return _array(self._model.draw_prior(_tensor(c), _tensor(eps_z).unsqueeze(1))[:, 0])
 
     def posterior(
         self, c: FloatArray, response: Ids, eps_lam: FloatArray, eps_z: FloatArray
     ) -> PosteriorDraw:
-        """Draw from q(z|x,c) through the first row of eps_lam."""
+        """Draw from q(z|x,c) through the first row of eps_lam.
+
+        Its columns are the noise of the posterior's parameters, then that of the prior's.
+        """
+        widths = self._model.config.widths
+        own, of_prior = eps_lam[..., : widths.lam], eps_lam[..., widths.lam :]
+        noise = Noise(
+            _tensor(own), _tensor(eps_z).unsqueeze(1), _tensor(of_prior[..., : widths.prior])
+        )
         with torch.no_grad():
-            encoded = Encoded(_tensor(c), self._encode(response))
-            components = self._model.conditional(encoded, _tensor(eps_lam))
-            own, aux = components.draws(0, 1), components.draws(1)
-            z = own.rsample(_tensor(eps_z).unsqueeze(1))  # (R, 1, D)
-            log_q_z = surrogate_log_q(z, own, aux).squeeze(1)
-            log_p_z = self._model.prior(encoded.c).log_prob(z.squeeze(1))
-        return PosteriorDraw(_array(z.squeeze(1)), _array(log_q_z), _array(log_p_z))
+            latents = self._model.draw_posterior(Encoded(_tensor(c), self._encode(response)), noise)
+        return PosteriorDraw(
+            _array(latents.z[:, 0]), _array(latents.log_q_z[:, 0]), _array(latents.log_p_z[:, 0])
+        )
 
     def first_state(self, c: FloatArray, z: FloatArray) -> FloatArray:
         """Return the decoder's state before ``<s>``, (R, H)."""
         with torch.no_grad():
-            return _array(self._model.decoder.first_state(_tensor(c), _tensor(z)))
+            return _array(self._model.first_state(_tensor(c), _tensor(z)))
 
     def step(self, token: Ids, state: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Take one token a row; return logits (R, V) and the next state (R, H)."""
         with torch.no_grad():
-            embedded = self._model.embedding(torch.from_numpy(token))
-            logits, following = self._model.decoder.step(embedded, _tensor(state))
+            logits, following = self._model.step(torch.from_numpy(token), _tensor(state))
         return _array(logits), _array(following)
 
     def _encode(self, ids: Ids) -> Tensor:

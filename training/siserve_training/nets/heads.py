@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-__all__ = ["BagOfWords", "GaussianHead"]
+__all__ = ["BagOfWords", "GaussianHead", "MixtureHead"]
 
 
 class GaussianHead(nn.Module):
@@ -32,6 +32,19 @@ class GaussianHead(nn.Module):
         self.has_hidden = hidden > 0
         self.noise = noise
         self.logvar_clamp = logvar_clamp
+
+    def start_noise(self, gain: float, start_logvar: float) -> None:
+        """Set how far the noise moves the parameters before training, in place.
+
+        Args:
+            gain: factor on the initial weights of the noise.
+            start_logvar: initial bias of the log-variances.
+        """
+        first = self.hidden if self.has_hidden else self.out
+        with torch.no_grad():
+            if self.noise:
+                first.weight[:, first.in_features - self.noise :] *= gain
+            self.out.bias[len(self.out.bias) // 2 :] = start_logvar
 
     def forward(self, features: Tensor, eps_lam: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map features, with several draws of noise each, to (mu, logvar).
@@ -61,6 +74,37 @@ class GaussianHead(nn.Module):
         if self.logvar_clamp:
             logvar = logvar.clamp(-self.logvar_clamp, self.logvar_clamp)
         return mu, logvar
+
+
+class MixtureHead(nn.Module):
+    """Tanh layer, then the parameters of S Gaussians and their weights (paper eq. 6).
+
+    Args:
+        features: size of the input.
+        hidden: size of the tanh layer.
+        latent: D.
+        components: S.
+        logvar_clamp: bound on the absolute log-variance, 0 for none.
+    """
+
+    def __init__(
+        self, features: int, hidden: int, latent: int, components: int, logvar_clamp: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(features, hidden)
+        self.out = nn.Linear(hidden, components * 2 * latent)
+        self.weight = nn.Linear(hidden, components)
+        self.components = components
+        self.logvar_clamp = logvar_clamp
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return mu and logvar, each (B, S, D), and log weights, (B, S)."""
+        hidden = torch.tanh(self.hidden(features))
+        parameters = self.out(hidden).unflatten(-1, (self.components, -1))  # (B, S, 2D)
+        mu, logvar = parameters.chunk(2, dim=-1)
+        if self.logvar_clamp:
+            logvar = logvar.clamp(-self.logvar_clamp, self.logvar_clamp)
+        return mu, logvar, torch.log_softmax(self.weight(hidden), dim=-1)
 
 
 class BagOfWords(nn.Module):

@@ -61,6 +61,16 @@ class _LinearLogProb(torch.autograd.Function):
         return grad_states, grad_weight, grad_bias, None
 
 
+def _log_probs(states: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> Tensor:
+    """Compute what `_LinearLogProb` does and keep nothing for a gradient."""
+    log_probs = [torch.empty(0, device=states.device)]
+    for rows, words in _chunks(states, targets):
+        scores = torch.addmm(bias, rows, weight.t(), out=_aligned_rows(rows, len(weight))).float()
+        log_sum = scores.logsumexp(-1, keepdim=True)
+        log_probs.append((scores.gather(1, words.unsqueeze(1)) - log_sum).squeeze(1))
+    return torch.cat(log_probs)
+
+
 def _aligned_rows(like: Tensor, width: int) -> Tensor:
     """Return an empty (rows, width) matrix whose rows start at cache lines, half again as fast."""
     return like.new_empty(len(like), -(-width // 16) * 16)[:, :width]
@@ -136,6 +146,8 @@ def token_log_probs(
         lower = torch.get_autocast_dtype(device)
         states, weight, bias = states.to(lower), weight.to(lower), bias.to(lower)
     with torch.autocast(device, enabled=False):
+        if not torch.is_grad_enabled():
+            return _log_probs(states, weight, bias, targets)
         log_probs = _LinearLogProb.apply(states, weight, bias, targets)  # type: ignore[no-untyped-call]
     return cast(Tensor, log_probs)
 

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["AuxRamp", "BetaSchedule", "ScheduleName"]
+__all__ = ["AuxRamp", "BetaSchedule", "Moment", "ScheduleName"]
 
 ScheduleName = Literal["constant", "monotonic", "cyclical"]
 
@@ -64,3 +64,27 @@ class AuxRamp:
         """Return K at step t = 1, 2, ..."""
         share = min(1.0, step / (self.horizon * self.total_steps)) if self.horizon > 0 else 1.0
         return min(self.num_aux, max(self.floor, round(self.num_aux * share)))
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Where in training a step stands.
+
+    Attributes:
+        step: t = 1, 2, ...
+        horizon: T.
+        steps_per_pass: steps of one pass over the training pairs.
+        beta: weight of the KL term.
+        num_aux: K.
+    """
+
+    step: int
+    horizon: int
+    steps_per_pass: int
+    beta: float
+    num_aux: int
+
+    @property
+    def passes_done(self) -> int:
+        """Whole passes over the training pairs before this step."""
+        return (self.step - 1) // self.steps_per_pass

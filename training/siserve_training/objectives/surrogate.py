@@ -1,43 +1,38 @@
-"""The surrogate bound of a semi-implicit posterior, L_{beta,K}.
+"""The bound L_{beta,K} of a latent-variable model, with a semi-implicit posterior or a plain one.
 
 Paper eq. 14, after Yin & Zhou 2018, eq. 9. Eq. 14 as printed has two slips, corrected here: line 1
 is E - R_ + B_K, not E + R_, and line 2 takes logs of p(z) and of the mixture. beta multiplies the
 whole KL bracket, E - beta (R_ - B_K), so that beta = 0 is reconstruction alone and K to infinity
 gives E - beta KL.
+
+A semi-implicit prior stays within the bound too: log p(z|c) is estimated by a mixture of fresh
+lambda, without one that made z, which by Jensen is too small in expectation. Both estimates err
+to the same side: the KL comes out too large, the bound too low.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from siserve_training.distributions import DiagonalNormal
+from siserve_training.distributions import Density, DiagonalNormal, SemiImplicit
 
-__all__ = ["SurrogateBound", "surrogate_bound", "surrogate_log_q"]
+__all__ = ["SurrogateBound", "latent_bound", "surrogate_bound", "surrogate_log_q"]
 
 
 def surrogate_log_q(z: Tensor, own: DiagonalNormal, aux: DiagonalNormal) -> Tensor:
-    """Estimate log q(z|x) by a mixture over lambda that holds the lambda which made z.
-
-    Yin & Zhou 2018, Algorithm 1. Too large in expectation, so the bound stays a bound; leaving
-    `own` out makes it too small and the bound false. Exact as K grows; log q(z|lambda) at K = 0.
+    """Estimate log q(z|x) of a semi-implicit posterior, see `SemiImplicit`.
 
     Args:
         z: latents drawn from `own`, (B, J, D).
         own: q(z|lambda_j), batch shape (B, J, D).
-        aux: q(z|lambda^(k)), independent of z and shared by the J latents, (B, K, D).
+        aux: q(z|lambda^(k)), batch shape (B, K, D).
 
     Returns:
         Log density in nats, (B, J).
     """
-    log_own = own.log_prob(z).unsqueeze(-1)  # (B, J, 1)
-    pairwise = DiagonalNormal(aux.mu.unsqueeze(-3), aux.logvar.unsqueeze(-3))  # (B, 1, K, D)
-    log_aux = pairwise.log_prob(z.unsqueeze(-2))  # (B, J, K)
-    components = torch.cat([log_own, log_aux], dim=-1)  # (B, J, K+1)
-    return torch.logsumexp(components, dim=-1) - math.log(components.shape[-1])
+    return SemiImplicit(own, aux).log_prob(z)
 
 
 @dataclass(frozen=True)
@@ -58,26 +53,46 @@ class SurrogateBound:
     gain: Tensor
 
 
-def surrogate_bound(
+def latent_bound(
     z: Tensor,
     own: DiagonalNormal,
-    aux: DiagonalNormal,
-    prior: DiagonalNormal,
+    posterior: Density,
+    prior: Density,
     log_p_x: Tensor,
     beta: float = 1.0,
+    log_weights: Tensor | None = None,
 ) -> SurrogateBound:
     """Compute L_{beta,K} by Monte Carlo.
 
     Args:
         z: latents drawn from `own`, (B, J, D).
-        own: q(z|lambda_j), batch shape (B, J, D).
-        aux: q(z|lambda^(k)), batch shape (B, K, D), K >= 0.
-        prior: p(z) or p(z|c), broadcasting to (B, J, D).
+        own: the component that made each latent, batch shape (B, J, D).
+        posterior: q(z|x) or its estimate.
+        prior: p(z) or p(z|c) or its estimate.
         log_p_x: log p(x|z_j), (B, J).
         beta: weight of the KL term.
+        log_weights: log share of each latent, (B, J); None for equal shares.
     """
-    log_q_z = surrogate_log_q(z, own, aux)  # (B, J)
-    kl = (log_q_z - prior.log_prob(z)).mean(-1)
-    log_p_x = log_p_x.mean(-1)
-    gain = (own.log_prob(z) - log_q_z).mean(-1)
-    return SurrogateBound(bound=log_p_x - beta * kl, log_p_x=log_p_x, kl=kl, gain=gain)
+
+    def mean(values: Tensor) -> Tensor:
+        if log_weights is None:
+            return values.mean(-1)
+        return (log_weights.exp() * values).sum(-1)
+
+    log_q_z = posterior.log_prob(z)  # (B, J)
+    kl = mean(log_q_z - prior.log_prob(z))
+    reconstruction = mean(log_p_x)
+    gain = mean(own.log_prob(z) - log_q_z)
+    return SurrogateBound(reconstruction - beta * kl, reconstruction, kl, gain)
+
+
+def surrogate_bound(
+    z: Tensor,
+    own: DiagonalNormal,
+    aux: DiagonalNormal,
+    prior: Density,
+    log_p_x: Tensor,
+    beta: float = 1.0,
+) -> SurrogateBound:
+    """Compute L_{beta,K} of a semi-implicit posterior with K >= 0 auxiliaries, (B, K, D)."""
+    return latent_bound(z, own, SemiImplicit(own, aux), prior, log_p_x, beta)

@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from siserve.bundle.text import Text
-from torch import Tensor
 
 from siserve_training.config import TrainConfig
 from siserve_training.data.corpus import SPLITS, DialogCorpus
 from siserve_training.data.pairs import Features, PairSet, build_vocabulary, find_features
 from siserve_training.data.word_vectors import start_from_vectors
 from siserve_training.evaluation.information import mutual_information
-from siserve_training.models.draws import Draws
-from siserve_training.models.si_cvae import SICVAE, SICVAEConfig
-from siserve_training.objectives.surrogate import surrogate_bound
-from siserve_training.tasks.prepared import validation_batches
+from siserve_training.methods import load_method
+from siserve_training.models.cvae import CVAE
+from siserve_training.models.dialog_model import DialogModel
+from siserve_training.tasks.prepared import PreparedBatch, validation_batches
 
 __all__ = [
     "DialogData",
-    "LossReport",
-    "batch_loss",
     "build_model",
     "latent_information",
     "load_dialog_data",
@@ -90,109 +89,81 @@ def load_dialog_data(
     return DialogData(text, features, train, valid, tuple(notes))
 
 
-def build_model(config: TrainConfig, data: DialogData) -> SICVAE:
+def build_model(config: TrainConfig, data: DialogData) -> DialogModel:
     """Make the model of a configuration, its weights drawn from the configuration's seed."""
+    method = load_method(config.method)
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
-        model = SICVAE(
-            SICVAEConfig(
-                vocabulary=data.text.size,
-                word_embedding=config.word_embedding,
-                utterance_hidden=config.utterance_hidden,
-                context_hidden=config.context_hidden,
-                topics=len(data.features.topics),
-                topic_embedding=config.topic_embedding,
-                profile=data.features.profile,
-                latent=config.latent,
-                noise=config.noise,
-                post_hidden=config.post_hidden,
-                prior_hidden=config.prior_hidden,
-                decoder_hidden=config.decoder_hidden,
-                bow_hidden=config.bow_hidden if config.bow_weight else 0,
-                logvar_clamp=config.logvar_clamp,
-            )
-        )
+        model = method.model_class(method.model_config(config, data.text.size, data.features))
     if config.word_vectors:
         start_from_vectors(model.embedding.weight, data.text, Path(config.word_vectors))
     return model
 
 
-@dataclass(frozen=True)
-class LossReport:
-    """The loss of a batch and what it is made of, means over pairs in nats.
-
-    Attributes:
-        loss: what is minimised, differentiable.
-        rec: -E log p(x|z,c).
-        kl: the surrogate KL, an upper bound of the KL.
-        gain: B_K.
-        bow: bag-of-words loss, 0 without the head.
-        tokens: predicted tokens of the batch.
-    """
-
-    loss: Tensor
-    rec: Tensor
-    kl: Tensor
-    gain: Tensor
-    bow: Tensor
-    tokens: int
-
-
-def batch_loss(draws: Draws, config: TrainConfig, beta: float) -> LossReport:
-    """Negate L_{beta,K}, add the bag-of-words loss, stop the KL's pull below `free_nats`."""
-    parts = surrogate_bound(draws.z, draws.own, draws.aux, draws.prior, draws.log_p_x, beta)
-    rec, kl = -parts.log_p_x.mean(), parts.kl.mean()
-    if config.free_nats:
-        loss = rec + beta * kl.clamp(min=config.free_nats)
-    else:
-        loss = -parts.bound.mean()
-    bow = torch.zeros(())
-    if draws.log_p_bow is not None:
-        bow = -draws.log_p_bow.mean()
-        loss = loss + config.bow_weight * bow
-    return LossReport(
-        loss=loss,
-        rec=rec.detach(),
-        kl=kl.detach(),
-        gain=parts.gain.detach().mean(),
-        bow=bow.detach(),
-        tokens=int(draws.tokens.sum()),
-    )
-
-
 @torch.no_grad()
 def validate(
-    model: SICVAE, pairs: PairSet, config: TrainConfig, device: torch.device
+    model: DialogModel, pairs: PairSet, config: TrainConfig, device: torch.device
 ) -> dict[str, float]:
-    """Return a split's ELBO at beta 1 and its parts, nats per response, and the perplexity."""
+    """Measure a split: the ELBO at beta 1 and its parts, nats per response.
+
+    A model without densities has no ELBO; for it `score` is log p(x|c) by Monte Carlo over J draws
+    of the prior, which is a lower bound in expectation too.
+
+    Returns:
+        score: what the best checkpoint is chosen by, elbo where there is one; perplexity: of it.
+    """
     model.train(False)
-    sums = np.zeros(5)
-    for batch in validation_batches(pairs, config, config.valid_pairs):
-        batch = batch.to(device)
-        draws = model(batch.pairs, batch.eps_lam, batch.eps_z)
-        parts = surrogate_bound(draws.z, draws.own, draws.aux, draws.prior, draws.log_p_x)
-        totals = [parts.bound.sum(), -parts.log_p_x.sum(), parts.kl.sum(), parts.gain.sum()]
-        sums += [*(float(total) for total in totals), int(draws.tokens.sum())]
+    sums: Counter[str] = Counter()
+    for batch in validation_batches(pairs, config, model.config.widths, config.valid_pairs):
+        sums.update(_totals(model, batch.to(device)))
     model.train()
     count = min(config.valid_pairs or len(pairs), len(pairs))
-    elbo, rec, kl, gain = sums[:4] / count
+    tokens = sums.pop("tokens")
+    values = {name: total / count for name, total in sums.items()}
+    return {**values, "perplexity": float(np.exp(-sums["score"] / tokens))}
+
+
+def _totals(model: DialogModel, batch: PreparedBatch) -> dict[str, float]:
+    pairs, noise = batch.pairs, batch.noise
+    encoded = model.encode(pairs)
+    tokens = float(pairs.response_lengths.sum())
+    if not model.has_densities:
+        draws = noise.eps_z.shape[1]
+        of_prior = noise.eps_prior[:, :1].expand(-1, draws, -1)
+        z = model.draw_prior(encoded.c, torch.cat([noise.eps_z, of_prior], dim=-1))
+        log_p_x = model.log_p_x(pairs, encoded.c, z)  # (B, J)
+        mean = torch.logsumexp(log_p_x, dim=1) - math.log(draws)
+        return {"score": float(mean.sum()), "tokens": tokens}
+    latents = model.draw_posterior(encoded, noise)
+    log_p_x = model.log_p_x(pairs, encoded.c, latents.z)  # (B, J)
+    kl = (latents.log_q_z - latents.log_p_z).mean(1)
+    gain = (latents.log_own_z - latents.log_q_z).mean(1)
+    rec = -log_p_x.mean(1)
+    elbo = float((-rec - kl).sum())
     return {
         "elbo": elbo,
-        "rec": rec,
-        "kl": kl,
-        "b_k": gain,
-        "perplexity": float(np.exp(-sums[0] / sums[4])),
+        "rec": float(rec.sum()),
+        "kl": float(kl.sum()),
+        "b_k": float(gain.sum()),
+        "score": elbo,
+        "tokens": tokens,
     }
 
 
 @torch.no_grad()
 def latent_information(
-    model: SICVAE, pairs: PairSet, config: TrainConfig, device: torch.device, count: int = 256
+    model: DialogModel, pairs: PairSet, config: TrainConfig, device: torch.device, count: int = 256
 ) -> float:
-    """Estimate the mutual information of latents and pairs, in nats, at most log `count`."""
+    """Estimate the mutual information of latents and pairs, in nats, at most log `count`.
+
+    NaN for a model without densities.
+    """
+    if not isinstance(model, CVAE):
+        return math.nan
     model.train(False)
-    batch = next(validation_batches(pairs, config, count, count)).to(device)
-    components = model.conditional(model.encode(batch.pairs), batch.eps_lam)
-    z = components.draws(0, 1).rsample(batch.eps_z[:, :1])[:, 0]  # (B, D)
+    batch = next(validation_batches(pairs, config, model.config.widths, count, count)).to(device)
+    encoded = model.encode(batch.pairs)
+    latents = model.draw_posterior(encoded, batch.noise)
+    mixture = model.mixture(encoded, batch.noise.eps_lam)
     model.train()
-    return mutual_information(z, components)
+    return mutual_information(latents.z[:, 0], mixture)

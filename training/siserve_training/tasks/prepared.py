@@ -12,19 +12,25 @@ from torch import Tensor
 from siserve_training.config import TrainConfig
 from siserve_training.data.batches import BatchOrder, DialogBatch, collate, longest_first
 from siserve_training.data.pairs import Ints, PairSet
+from siserve_training.models.draws import Noise, NoiseWidths
 from siserve_training.nets.output import WordSample
 
 __all__ = [
     "INNER",
+    "RANKING",
+    "RESPONSES",
     "TRAINING",
+    "VALIDATION",
     "PreparedBatch",
     "StepNoise",
+    "evaluation_batches",
     "prepare_batch",
+    "spread",
     "training_batches",
     "validation_batches",
 ]
 
-TRAINING, INNER, VALIDATION = 0, 1, 2  # purposes of a batch's noise
+TRAINING, INNER, VALIDATION, RANKING, RESPONSES = range(5)  # purposes of noise
 
 
 @dataclass(frozen=True)
@@ -60,15 +66,13 @@ class PreparedBatch:
 
     Attributes:
         pairs: the process's share of the batch.
-        eps_lam: own noise first, (B, J+K, E).
-        eps_z: (B, J, D).
+        noise: of its latents.
         sample: words of the sampled softmax, or None.
         share: pairs here over pairs of an even split, to weigh uneven shares.
     """
 
     pairs: DialogBatch
-    eps_lam: Tensor
-    eps_z: Tensor
+    noise: Noise
     sample: WordSample | None
     share: float
 
@@ -76,8 +80,7 @@ class PreparedBatch:
         """Move tensors to a device."""
         return PreparedBatch(
             self.pairs.to(device),
-            self.eps_lam.to(device),
-            self.eps_z.to(device),
+            self.noise.to(device),
             self.sample.to(device) if self.sample else None,
             self.share,
         )
@@ -87,6 +90,7 @@ def prepare_batch(
     pairs: PairSet,
     responses: Ints,
     config: TrainConfig,
+    widths: NoiseWidths,
     noise: StepNoise,
     num_aux: int,
     *,
@@ -100,7 +104,8 @@ def prepare_batch(
     Args:
         pairs: the split.
         responses: positions of the whole batch, longest first.
-        config: J, sizes and rates.
+        config: J and rates.
+        widths: of the model's noise.
         noise: of the whole batch.
         num_aux: K.
         sample_from: size of the vocabulary that a sampled softmax draws from; 0 for the exact one.
@@ -111,9 +116,7 @@ def prepare_batch(
     count = len(responses)
     rows = slice(rank, None, world)
     is_hidden = noise.rng.random((count, 2)) < config.hide_feature_rate if hide else None
-    draws = config.num_latents
-    eps_lam = noise.normal(count, draws + num_aux, config.noise)[rows]
-    eps_z = noise.normal(count, draws, config.latent)[rows]
+    eps = Noise.draw(noise.normal, count, config.num_latents, num_aux, widths).rows(rows)
     batch = collate(pairs, responses[rows], None if is_hidden is None else is_hidden[rows])
     sample = None
     if sample_from:
@@ -125,27 +128,48 @@ def prepare_batch(
             words,
             noise.rng,
         )
-    return PreparedBatch(batch, eps_lam, eps_z, sample, len(batch) * world / count)
+    return PreparedBatch(batch, eps, sample, len(batch) * world / count)
 
 
 def validation_batches(
-    pairs: PairSet, config: TrainConfig, limit: int = 0, batch_size: int = 128
+    pairs: PairSet,
+    config: TrainConfig,
+    widths: NoiseWidths,
+    limit: int = 0,
+    batch_size: int = 128,
 ) -> Iterator[PreparedBatch]:
     """Yield every pair of a split once, with the same noise every time.
 
     Args:
         pairs: the split.
-        config: J, K and sizes; K is at its end value.
+        config: J and K, which is at its end value.
+        widths: of the model's noise.
         limit: pairs to use, evenly spread; 0 for all.
         batch_size: pairs of a batch.
     """
-    responses = pairs.responses
-    if limit and limit < len(responses):
-        responses = responses[np.linspace(0, len(responses) - 1, limit).round().astype(int)]
+    responses = spread(pairs.responses, limit)
     for number, start in enumerate(range(0, len(responses), batch_size)):
         chosen = longest_first(pairs, responses[start : start + batch_size])
         noise = StepNoise.of(config.seed, VALIDATION, number)
-        yield prepare_batch(pairs, chosen, config, noise, config.num_aux, sample_from=0, hide=False)
+        yield prepare_batch(
+            pairs, chosen, config, widths, noise, config.num_aux, sample_from=0, hide=False
+        )
+
+
+def evaluation_batches(pairs: PairSet, limit: int, batch_size: int) -> Iterator[DialogBatch]:
+    """Yield `limit` evenly spread pairs of a split, 0 for all, each once and without noise."""
+    responses = spread(pairs.responses, limit)
+    for start in range(0, len(responses), batch_size):
+        yield collate(pairs, longest_first(pairs, responses[start : start + batch_size]))
+
+
+def spread(responses: Ints, limit: int) -> Ints:
+    """Take `limit` evenly spread positions, 0 for all."""
+    if not limit or limit >= len(responses):
+        return responses
+    places = np.linspace(0, len(responses) - 1, limit).round().astype(int)
+    chosen: Ints = responses[places]
+    return chosen
 
 
 def training_batches(

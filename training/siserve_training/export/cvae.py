@@ -1,7 +1,11 @@
-"""The graphs of an SI-CVAE, made of the component emitters."""
+"""The graphs of the CVAE family, made of the component emitters.
+
+Which member it is shows in the weights: noise in the input of posterior or prior, or a mixture.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import onnx
@@ -12,11 +16,15 @@ from siserve_training.export.decoder import decoder_graph
 from siserve_training.export.dense import (
     Gaussian,
     Noise,
+    choose_component,
     first_draw,
     gaussian_head,
     linear,
     log_density,
     log_mean_exp,
+    log_sum_exp,
+    mixture_head,
+    normal_cdf,
     sample,
 )
 from siserve_training.export.errors import ExportError
@@ -25,25 +33,25 @@ from siserve_training.export.model import GraphSet, TrainedModel
 from siserve_training.export.recurrent import context_state, gru_step, utterance_vectors
 from siserve_training.export.weights import Parameters, WeightStore
 
-__all__ = ["si_cvae_graphs"]
+__all__ = ["graphs"]
 
 _PROFILE_SIZE = 8
 #: Used in training only.
 _NOT_EXPORTED = ("bow_head.",)
 
 
-def si_cvae_graphs(model: TrainedModel, weights: WeightStore) -> GraphSet:
-    """Emit the four graphs of an SI-CVAE (paper, section 4; Zhao et al. 2017 for the network).
+def graphs(model: TrainedModel, weights: WeightStore) -> GraphSet:
+    """Emit the four graphs of a conditional VAE (Zhao et al. 2017; paper, section 4).
 
     Args:
-        model: its weights have the names of the training package's SI-CVAE.
+        model: its weights have the names of the training package's CVAE.
         weights: receives every weight once.
 
     Raises:
         ExportError: if a weight is missing, has no place in the graphs, or does not fit.
     """
-    emitter = _SICVAE(model, weights)
-    graphs = {
+    emitter = _CVAE(model, weights)
+    built = {
         CONTEXT_ENCODER.file: emitter.context_encoder(),
         PRIOR.file: emitter.prior(),
         SI_SAMPLER.file: emitter.si_sampler(),
@@ -55,7 +63,7 @@ def si_cvae_graphs(model: TrainedModel, weights: WeightStore) -> GraphSet:
             f"no graph uses {', '.join(unused)}; the features or the method named for the export "
             "are not those that the model was trained with"
         )
-    return GraphSet(graphs, emitter.sizes.manifest(emitter.parameters.count_used()))
+    return GraphSet(built, emitter.sizes.manifest(emitter.parameters.count_used()))
 
 
 @dataclass(frozen=True)
@@ -67,11 +75,17 @@ class _AxisSizes:
     condition: int
     latent: int
     noise: int
+    prior_noise: int
     state: int
 
+    @property
+    def sampler_noise(self) -> int:
+        """E of the sampler: noise of the posterior's parameters, then of the prior's."""
+        return max(1, self.noise + self.prior_noise)
+
     def by_axis(self) -> dict[str, int]:
-        axes = {"C": self.condition, "D": self.latent, "E": self.noise, "H": self.state}
-        return {**axes, "P": self.latent}
+        axes = {"C": self.condition, "D": self.latent, "E": self.sampler_noise}
+        return {**axes, "H": self.state, "P": self.latent + self.prior_noise}
 
     def manifest(self, num_parameters: int) -> Sizes:
         return Sizes(
@@ -79,13 +93,14 @@ class _AxisSizes:
             word_embedding=self.word_embedding,
             context=self.condition,
             latent=self.latent,
-            noise=self.noise,
+            noise=self.sampler_noise,
+            prior_noise=self.latent + self.prior_noise,
             state=self.state,
             num_parameters=num_parameters,
         )
 
 
-class _SICVAE:
+class _CVAE:
     """Emits one graph a method; all draw on the same weights."""
 
     def __init__(self, model: TrainedModel, weights: WeightStore) -> None:
@@ -108,30 +123,77 @@ class _SICVAE:
 
     def prior(self) -> onnx.ModelProto:
         g, given = self._begin(PRIOR)
-        z = sample(g, self._prior(g, given["c"]), given["eps_z"])
-        return g.build(PRIOR, {"z": z}, self.sizes.by_axis())
+        eps, sizes = given["eps_z"], self.sizes
+        if sizes.prior_noise:
+            eps, of_lam = g.ops(
+                "Split", 2, eps, g.integers(sizes.latent, sizes.prior_noise), axis=1
+            )
+            drawn = self._prior(g, given["c"], g.unsqueeze(of_lam, 1))  # (R, 1)
+            z = sample(g, first_draw(g, drawn), eps)
+        else:
+            z = sample(g, self._prior(g, given["c"]), eps)
+        return g.build(PRIOR, {"z": z}, sizes.by_axis())
 
     def si_sampler(self) -> onnx.ModelProto:
         """Draw from q(z|x,c); its density is the mixture that holds the own component."""
         g, given = self._begin(SI_SAMPLER)
         response = utterance_vectors(g, self.parameters, given["response"])  # (R, F)
-        mixture = gaussian_head(
-            g,
-            self.parameters,
-            "posterior_net",
-            [given["c"], response],
-            Noise(given["eps_lam"], self.sizes.noise),
-            self._model.logvar_clamp,
-        )  # (R, A1)
-        own = first_draw(g, mixture)  # (R,)
+        features = [given["c"], response]
+        eps_post, eps_prior = self._split_noise(g, given["eps_lam"])
+        if "posterior_net.weight.weight" in self.parameters:
+            own, log_q = self._explicit_posterior(g, features, eps_post)
+        else:
+            own, log_q = self._posterior(g, features, eps_post)
         z = sample(g, own, given["eps_z"])  # (R, D)
-        log_components = log_density(g, mixture, g.unsqueeze(z, 1))  # (R, A1)
-        outputs = {
-            "z": z,
-            "log_q_z": log_mean_exp(g, log_components),
-            "log_p_z": log_density(g, self._prior(g, given["c"]), z),
-        }
+        outputs = {"z": z, "log_q_z": log_q(z), "log_p_z": self._log_p(g, given["c"], eps_prior, z)}
         return g.build(SI_SAMPLER, outputs, self.sizes.by_axis())
+
+    def _split_noise(self, g: GraphBuilder, eps_lam: Value) -> tuple[Value, Value | None]:
+        """Divide the sampler's noise into that of the posterior and that of the prior."""
+        if not self.sizes.prior_noise:
+            return eps_lam, None
+        widths = g.integers(self.sizes.noise, self.sizes.prior_noise)
+        own, of_prior = g.ops("Split", 2, eps_lam, widths, axis=2)
+        return own, of_prior
+
+    def _posterior(
+        self, g: GraphBuilder, features: list[Value], eps_lam: Value
+    ) -> tuple[Gaussian, Callable[[Value], Value]]:
+        """Return the own component, and q(z): of a semi-implicit posterior, or a Gaussian one."""
+        clamp = self._model.logvar_clamp
+        if not self.sizes.noise:
+            q = gaussian_head(g, self.parameters, "posterior_net", features, logvar_clamp=clamp)
+            return q, lambda z: log_density(g, q, z)
+        noise = Noise(eps_lam, self.sizes.noise)
+        mixture = gaussian_head(g, self.parameters, "posterior_net", features, noise, clamp)
+
+        def log_q(z: Value) -> Value:
+            return log_mean_exp(g, log_density(g, mixture, g.unsqueeze(z, 1)))  # (R, A1) to (R,)
+
+        return first_draw(g, mixture), log_q
+
+    def _explicit_posterior(
+        self, g: GraphBuilder, features: list[Value], eps_lam: Value
+    ) -> tuple[Gaussian, Callable[[Value], Value]]:
+        """Return the component that eps_lam chooses by its first number, and the mixture's q(z)."""
+        mixture, log_weights = mixture_head(
+            g, self.parameters, "posterior_net", features, self._model.logvar_clamp
+        )  # (R, S), (R, S)
+        first = g.op("Gather", g.op("Gather", eps_lam, g.integer(0), axis=1), g.integer(0), axis=1)
+        own = choose_component(g, mixture, log_weights, normal_cdf(g, first))  # (R,)
+
+        def log_q(z: Value) -> Value:
+            each = g.op("Add", log_density(g, mixture, g.unsqueeze(z, 1)), log_weights)
+            return log_sum_exp(g, each)
+
+        return own, log_q
+
+    def _log_p(self, g: GraphBuilder, c: Value, eps_prior: Value | None, z: Value) -> Value:
+        """Emit log p(z|c), for a semi-implicit prior by a mixture of all its draws, fresh to z."""
+        if eps_prior is None:
+            return log_density(g, self._prior(g, c), z)
+        each = log_density(g, self._prior(g, c, eps_prior), g.unsqueeze(z, 1))  # (R, A1)
+        return log_mean_exp(g, each)
 
     def decoder(self) -> onnx.ModelProto:
         p = self.parameters
@@ -152,9 +214,11 @@ class _SICVAE:
         given = {tensor.name: Value(tensor.name) for tensor in graph.inputs}
         return GraphBuilder(self._weights), given
 
-    def _prior(self, g: GraphBuilder, c: Value) -> Gaussian:
+    def _prior(self, g: GraphBuilder, c: Value, eps_prior: Value | None = None) -> Gaussian:
+        """Emit p(z|c), or p(z|lambda) for draws of the prior's noise, (R, A1, E)."""
+        noise = None if eps_prior is None else Noise(eps_prior, self.sizes.prior_noise)
         clamp = self._model.logvar_clamp
-        return gaussian_head(g, self.parameters, "prior_net", [c], logvar_clamp=clamp)
+        return gaussian_head(g, self.parameters, "prior_net", [c], noise, clamp)
 
     def _read_sizes(self) -> _AxisSizes:
         p, features = self.parameters, self._model.features
@@ -173,17 +237,22 @@ class _SICVAE:
         prior = "hidden" if "prior_net.hidden.weight" in p else "out"
         posterior = "hidden" if "posterior_net.hidden.weight" in p else "out"
         response = 2 * p.shape("utterance_encoder.gru.weight_hh_l0")[1]
+        is_mixture = "posterior_net.weight.weight" in p
         sizes = _AxisSizes(
             vocabulary=vocabulary,
             word_embedding=word_embedding,
             condition=condition,
             latent=p.shape("prior_net.out.bias")[0] // 2,
-            noise=p.shape(f"posterior_net.{posterior}.weight")[1] - condition - response,
+            noise=1
+            if is_mixture
+            else p.shape(f"posterior_net.{posterior}.weight")[1] - condition - response,
+            prior_noise=p.shape(f"prior_net.{prior}.weight")[1] - condition,
             state=p.shape("decoder.gru.weight_hh_l0")[1],
         )
+        noise = 0 if is_mixture else max(sizes.noise, 0)
         for name, inputs in (
-            (f"prior_net.{prior}.weight", condition),
-            (f"posterior_net.{posterior}.weight", condition + response + max(sizes.noise, 1)),
+            (f"prior_net.{prior}.weight", condition + max(sizes.prior_noise, 0)),
+            (f"posterior_net.{posterior}.weight", condition + response + noise),
             ("decoder.init.weight", condition + sizes.latent),
         ):
             if p.shape(name)[1] != inputs:

@@ -1,0 +1,69 @@
+"""The systems that can be trained: one file a method, named here once.
+
+A method's file defines METHOD. Files are imported only when a method is asked for, so that names
+cost nothing, and graphs can be made where there is no torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from siserve_training.errors import ConfigError
+
+if TYPE_CHECKING:
+    from siserve_training.export.model import GraphEmitter
+    from siserve_training.methods.method import Method
+
+__all__ = ["METHODS", "Place", "load_graphs", "load_method"]
+
+_METHODS = "siserve_training.methods"
+_EXPORT = "siserve_training.export"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a method stands.
+
+    Attributes:
+        module: defines METHOD, how it is trained.
+        graphs: module that defines `graphs`, how it is exported.
+    """
+
+    module: str
+    graphs: str
+
+
+METHODS = {
+    "si-cvae": Place(f"{_METHODS}.si_cvae", f"{_EXPORT}.cvae"),
+    "cvae": Place(f"{_METHODS}.cvae", f"{_EXPORT}.cvae"),
+    "cvae-bow": Place(f"{_METHODS}.cvae", f"{_EXPORT}.cvae"),
+    "gmm-cvae": Place(f"{_METHODS}.gmm_cvae", f"{_EXPORT}.cvae"),
+}
+
+
+def load_method(name: str) -> Method:
+    """Return how a method is trained.
+
+    Raises:
+        ConfigError: if there is none of that name.
+    """
+    method: Method = import_module(_place(name).module).METHOD
+    return method
+
+
+def load_graphs(name: str) -> GraphEmitter:
+    """Return how a method's graphs are made.
+
+    Raises:
+        ConfigError: if there is none of that name.
+    """
+    emitter: GraphEmitter = import_module(_place(name).graphs).graphs
+    return emitter
+
+
+def _place(name: str) -> Place:
+    if name not in METHODS:
+        raise ConfigError(f"method must be one of {', '.join(METHODS)}, got {name!r}")
+    return METHODS[name]

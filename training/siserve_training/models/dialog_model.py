@@ -1,0 +1,176 @@
+"""What every dialog model has: encoders of utterances and contexts, and a way to score responses.
+
+The rest of the package (loop, evaluation, export) sees a model through this class: encode, draw
+latents from prior and posterior, score a response, step the decoder.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from siserve_training.data.batches import DialogBatch
+from siserve_training.models.draws import Encoded, Latents, Noise, NoiseWidths
+from siserve_training.nets.gru import PackedLayout
+from siserve_training.nets.initial import initialise_as_zhao
+from siserve_training.nets.output import WordSample, token_log_probs
+from siserve_training.nets.recurrent import ContextEncoder, ResponseDecoder, UtteranceEncoder
+
+__all__ = ["DialogModel", "DialogModelConfig"]
+
+_PROFILE_SIZE = 8
+
+
+class DialogModelConfig(PreTrainedConfig):
+    """Sizes of the encoders; the defaults are those of Zhao et al. 2017.
+
+    Attributes:
+        vocabulary: number of word ids.
+        word_embedding: size of a word vector.
+        utterance_hidden: hidden units of the utterance encoder, per direction.
+        context_hidden: hidden units of the context encoder.
+        topics: known topics; 0 leaves the topic embedding out.
+        topic_embedding: size of a topic's vector.
+        profile: whether the condition vector holds the two speakers' profiles.
+        latent: D.
+    """
+
+    def __init__(
+        self,
+        vocabulary: int = 10_002,
+        word_embedding: int = 200,
+        utterance_hidden: int = 300,
+        context_hidden: int = 600,
+        topics: int = 0,
+        topic_embedding: int = 30,
+        profile: bool = False,
+        latent: int = 200,
+        **kwargs: Any,
+    ) -> None:
+        self.vocabulary = vocabulary
+        self.word_embedding = word_embedding
+        self.utterance_hidden = utterance_hidden
+        self.context_hidden = context_hidden
+        self.topics = topics
+        self.topic_embedding = topic_embedding
+        self.profile = profile
+        self.latent = latent
+        super().__init__(**kwargs)
+
+    @property
+    def condition(self) -> int:
+        """C, the size of the condition vector."""
+        topic = self.topic_embedding if self.topics else 0
+        return topic + (_PROFILE_SIZE if self.profile else 0) + self.context_hidden
+
+    @property
+    def response(self) -> int:
+        """F, the size of an utterance vector."""
+        return 2 * self.utterance_hidden
+
+    @property
+    def widths(self) -> NoiseWidths:
+        """What noise the model takes."""
+        return NoiseWidths(0, self.latent)
+
+    @property
+    def prior_width(self) -> int:
+        """P, the numbers that a latent of the prior is drawn from."""
+        return self.widths.z + self.widths.prior
+
+
+class DialogModel(PreTrainedModel, ABC):
+    """Encoders of utterances and contexts; the latents and the decoder are each model's own.
+
+    Args:
+        config: the sizes.
+    """
+
+    config_class: type[DialogModelConfig] = DialogModelConfig
+    base_model_prefix = ""
+    main_input_name = "utterances"
+    #: Whether p(z|c) and q(z|x,c) have densities; without them there is no ELBO.
+    has_densities = True
+    #: Whether the response follows from the context alone, without a latent.
+    is_deterministic = False
+    decoder: ResponseDecoder
+
+    def __init__(self, config: DialogModelConfig) -> None:
+        super().__init__(config)
+        self.embedding = nn.Embedding(config.vocabulary, config.word_embedding, padding_idx=0)
+        if config.topics:
+            self.topic_embedding = nn.Embedding(config.topics + 1, config.topic_embedding)
+        self.utterance_encoder = UtteranceEncoder(config.word_embedding, config.utterance_hidden)
+        self.context_encoder = ContextEncoder(config.response, config.context_hidden)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        initialise_as_zhao(module)
+
+    @abstractmethod
+    def draw_prior(self, c: Tensor, eps: Tensor) -> Tensor:
+        """Draw from p(z|c), (B, C) and noise (B, S, P) to (B, S, D)."""
+
+    @abstractmethod
+    def draw_posterior(self, encoded: Encoded, noise: Noise) -> Latents:
+        """Draw J latents a pair from q(z|x,c)."""
+
+    def inference_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters of q(z|x,c) alone, which Algorithm 1's inner steps train."""
+        return []
+
+    def first_state(self, c: Tensor, z: Tensor) -> Tensor:
+        """Return the decoder's state before ``<s>``; leading axes of c and z agree, (..., H)."""
+        return self.decoder.first_state(c, z.to(c.dtype))
+
+    def step(self, token: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Take one token a row; return logits (R, V) and the next state (R, H)."""
+        return self.decoder.step(self.embedding(token), state)
+
+    def encode(self, batch: DialogBatch) -> Encoded:
+        """Encode every distinct utterance once, then the contexts over them."""
+        vectors = self.encode_utterances(batch.utterances, batch.lengths)  # (Q, F)
+        context = self.context_encoder(vectors, batch.context, batch.floor, batch.context_lengths)
+        c = self.condition(context, batch.topic, batch.profile)  # (B, C)
+        return Encoded(c, vectors[batch.response])
+
+    def encode_utterances(self, utterances: Tensor, lengths: Tensor) -> Tensor:
+        """Encode utterances, longest first, (Q, T) and (Q,) to (Q, F)."""
+        words, places = torch.unique(utterances, return_inverse=True)
+        return cast(Tensor, self.utterance_encoder(self.embedding(words), places, lengths))
+
+    def condition(self, context: Tensor, topic: Tensor, profile: Tensor) -> Tensor:
+        """Join the parts of c that this model has, (B, C)."""
+        parts = [context]
+        if self.config.profile:
+            parts.insert(0, profile.to(context.dtype))
+        if self.config.topics:
+            parts.insert(0, self.topic_embedding(topic))
+        return torch.cat(parts, dim=-1)
+
+    def log_p_x(
+        self, batch: DialogBatch, c: Tensor, z: Tensor, sample: WordSample | None = None
+    ) -> Tensor:
+        """Return log p(x|z,c) summed over tokens after ``<s>``, (B, J).
+
+        Args:
+            batch: its responses are scored; its contexts do not matter.
+            c: a condition vector for each response, (B, C), or for each latent, (B, J, C).
+            z: (B, J, D).
+            sample: words over which the softmax is estimated; None for all.
+        """
+        pairs, draws, _ = z.shape  # B, J, D
+        each = c if c.dim() == 3 else c.unsqueeze(1).expand(-1, draws, -1)
+        state = self.first_state(each, z)  # (B, J, H)
+        layout = PackedLayout.of(batch.response_lengths.repeat_interleave(draws), z.device)
+        ids = batch.utterances[batch.response]  # (B, T)
+        words, places = torch.unique(ids, return_inverse=True)
+        inputs = places[layout.rows // draws, layout.steps]  # (N,)
+        targets = ids[layout.rows // draws, layout.steps + 1]
+        states = self.decoder(self.embedding(words), inputs, layout, state.flatten(0, 1))
+        log_p = token_log_probs(states, self.decoder.out, targets, sample)  # (N,)
+        sums = log_p.new_zeros(pairs * draws).index_add(0, layout.rows, log_p)
+        return sums.view(pairs, draws)  # (B, J)
