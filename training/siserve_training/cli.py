@@ -118,29 +118,57 @@ def data_stats(
 
 @app.command()
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    subject: Annotated[Path, typer.Argument(metavar="RUN_OR_BUNDLE", help="What is measured.")],
     data: DataOption,
     split: Annotated[str, typer.Option("--split", help="valid or test.")] = "test",
     checkpoint: Annotated[str, typer.Option("--checkpoint", help="best or last.")] = "best",
-    pairs: Annotated[int, typer.Option("--pairs", help="Evenly spread pairs; 0 for all.")] = 0,
-    samples: Annotated[int, typer.Option("--samples", help="Importance samples S.")] = 100,
+    responses: Annotated[int, typer.Option("--responses", help="Responses a context.")] = 10,
+    temperature: Annotated[
+        float, typer.Option("--temperature", min=0.0, help="0 for the likeliest words.")
+    ] = 0.0,
+    diversity: Annotated[
+        float, typer.Option("--diversity", min=0.0, max=1.0, help="Diverse selection; 0 for off.")
+    ] = 0.0,
+    tail: Annotated[
+        str, typer.Option("--tail", help="After </s>: pad, or decoder for what it says then.")
+    ] = "pad",
+    contexts: Annotated[int, typer.Option("--contexts", help="Contexts answered; 0: all.")] = 0,
+    pairs: Annotated[int, typer.Option("--pairs", help="Pairs of likelihoods; 0: all.")] = 500,
+    samples: Annotated[int, typer.Option("--samples", help="S of log p(x|c).")] = 100,
+    ranking_samples: Annotated[int, typer.Option("--ranking-samples", help="S of R@1.")] = 10,
+    vectors: Annotated[
+        Path | None, typer.Option("--vectors", help="GloVe text file for BOW scores.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Of the responses' noise.")] = 0,
     out: Annotated[Path | None, typer.Option("--out", help="Write the JSON there too.")] = None,
+    dump: Annotated[
+        Path | None, typer.Option("--dump", help="Write the responses there, JSON lines.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
     skip_bad_lines: SkipOption = False,
 ) -> None:
-    """Measure a trained model: ELBO, KL, mutual information, importance-weighted log p(x|c).
+    """Measure a trained system: responses, likelihoods, dependence on the context, latents.
 
-    Example: siserve evaluate run --data corpus --split test --samples 100
+    Example: siserve evaluate run --data corpus --split test --vectors glove.6B.100d.txt
     """
     _quiet_libraries()
-    from siserve_training.evaluation.likelihood import evaluate_run, render_likelihood
+    from siserve_training.evaluation.generation import Sampling
+    from siserve_training.evaluation.measure import Measurement, measure, open_subject, to_json
+    from siserve_training.evaluation.report import render_measurement
+    from siserve_training.evaluation.system import Decoding
 
-    measured = evaluate_run(run, data, split, checkpoint, pairs, samples, skip_bad_lines)
+    if tail not in ("pad", "decoder"):
+        raise ConfigError(f"--tail must be pad or decoder, got {tail!r}")
+    decoding = Decoding(temperature=temperature, stop_at_end=tail == "pad")
+    sampling = Sampling(responses, decoding, diversity, seed=seed)
+    asked = Measurement(sampling, contexts, pairs, samples, ranking_samples, vectors)
+    opened = open_subject(subject, data, split, checkpoint, skip_bad_lines)
+    measured = {"split": split, **measure(opened, asked, dump, say)}
     if out is not None:
         from siserve_training.checkpoint import write_atomically
 
-        write_atomically(out, json.dumps(measured, indent=2) + "\n")
-    print(json.dumps(measured) if as_json else render_likelihood(measured))
+        write_atomically(out, to_json(measured, indent=2) + "\n")
+    print(to_json(measured) if as_json else render_measurement(measured))
 
 
 @app.command()

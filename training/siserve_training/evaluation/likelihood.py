@@ -13,7 +13,7 @@ from torch import Tensor
 from siserve_training.config import TrainConfig
 from siserve_training.data.batches import DialogBatch
 from siserve_training.data.pairs import Ints, PairSet
-from siserve_training.models.dialog_model import DialogModel
+from siserve_training.evaluation.system import System
 from siserve_training.models.draws import Noise
 from siserve_training.tasks.prepared import RANKING, VALIDATION, StepNoise, evaluation_batches
 
@@ -65,7 +65,7 @@ class LikelihoodEstimate:
 
 @torch.no_grad()
 def importance_weighted(
-    model: DialogModel, pairs: PairSet, config: TrainConfig, limit: int, samples: int
+    system: System, pairs: PairSet, config: TrainConfig, limit: int, samples: int
 ) -> LikelihoodEstimate:
     """Estimate log p(x|c) by S importance samples of the posterior (Burda et al. 2016).
 
@@ -73,26 +73,25 @@ def importance_weighted(
     number of auxiliaries.
 
     Args:
-        model: one that has densities.
+        system: one that has densities.
         pairs: the split.
         config: K and the seed.
         limit: evenly spread pairs; 0 for all.
         samples: S, at least 1.
     """
-    model.train(False)
-    device = next(model.parameters()).device
-    widths = model.config.widths
     rows: list[Tensor] = []
     tokens = 0
     for number, batch in enumerate(evaluation_batches(pairs, limit, _BATCH_PAIRS)):
-        batch = batch.to(device)
+        batch = batch.to(system.device)
         noise = StepNoise.of(config.seed, VALIDATION, number)
-        encoded = model.encode(batch)
+        encoded = system.encode(batch)
         weights = []
         for size in chunk_sizes(samples, _CHUNK_SAMPLES):
-            eps = Noise.draw(noise.normal, len(batch), size, config.num_aux, widths).to(device)
-            latents = model.draw_posterior(encoded, eps)
-            log_p_x = model.log_p_x(batch, encoded.c, latents.z)
+            eps = Noise.draw(noise.normal, len(batch), size, config.num_aux, system.widths).to(
+                system.device
+            )
+            latents = system.draw_posterior(encoded, eps)
+            log_p_x = system.log_p_x(batch, encoded.c, latents.z)
             weights.append(log_p_x + latents.log_p_z - latents.log_q_z)
         rows.append(torch.cat(weights, dim=1).cpu())  # (B, S)
         tokens += int(batch.response_lengths.sum())
@@ -101,26 +100,24 @@ def importance_weighted(
 
 @torch.no_grad()
 def prior_sampled(
-    model: DialogModel, pairs: PairSet, config: TrainConfig, limit: int, samples: int
+    system: System, pairs: PairSet, config: TrainConfig, limit: int, samples: int
 ) -> LikelihoodEstimate:
     """Estimate log p(x|c) as the log of the mean of p(x|z,c) over S latents of the prior.
 
     Needs no density of the prior, so it compares all systems; it is lower than an importance-
     weighted estimate of the same S where the posterior knows more than the prior.
     """
-    model.train(False)
-    device = next(model.parameters()).device
-    samples = 1 if model.is_deterministic else samples
+    samples = 1 if system.is_deterministic else samples
     rows: list[Tensor] = []
     tokens = 0
     for number, batch in enumerate(evaluation_batches(pairs, limit, _BATCH_PAIRS)):
-        batch = batch.to(device)
+        batch = batch.to(system.device)
         noise = StepNoise.of(config.seed, VALIDATION, number)
-        c = model.encode(batch).c
+        c = system.encode(batch).c
         drawn = []
         for size in chunk_sizes(samples, _CHUNK_SAMPLES):
-            eps = noise.normal(len(batch), size, model.config.prior_width).to(device)
-            drawn.append(model.log_p_x(batch, c, model.draw_prior(c, eps)))
+            eps = noise.normal(len(batch), size, prior_width(system)).to(system.device)
+            drawn.append(system.log_p_x(batch, c, system.draw_prior(c, eps)))
         rows.append(torch.cat(drawn, dim=1).cpu())  # (B, S)
         tokens += int(batch.response_lengths.sum())
     return LikelihoodEstimate.of(torch.cat(rows), tokens)
@@ -147,7 +144,7 @@ class Retrieval:
 
 @torch.no_grad()
 def retrieval(
-    model: DialogModel, pairs: PairSet, config: TrainConfig, limit: int, samples: int
+    system: System, pairs: PairSet, config: TrainConfig, limit: int, samples: int
 ) -> Retrieval:
     """Rank contexts for a fixed response by log p(x|c), so that its length cancels.
 
@@ -155,25 +152,25 @@ def retrieval(
     the same noise. Chance is 0.1 and 0.05.
 
     Args:
-        model: any.
+        system: any.
         pairs: the split; its pairs must stand in at least two dialogs.
         config: the seed.
         limit: evenly spread pairs; 0 for all.
         samples: S.
     """
-    model.train(False)
-    device = next(model.parameters()).device
-    samples = 1 if model.is_deterministic else samples
+    samples = 1 if system.is_deterministic else samples
     rng = np.random.default_rng([config.seed, RANKING])
-    batches = [batch.to(device) for batch in evaluation_batches(pairs, limit, _BATCH_PAIRS)]
-    contexts = torch.cat([model.encode(batch).c for batch in batches])  # (N, C)
+    batches = [batch.to(system.device) for batch in evaluation_batches(pairs, limit, _BATCH_PAIRS)]
+    contexts = torch.cat([system.encode(batch).c for batch in batches])  # (N, C)
     dialogs = np.concatenate([batch.dialog.cpu().numpy() for batch in batches])
     firsts: list[Tensor] = []
     start = 0
     for batch in batches:
         rows = range(start, start + len(batch))
         chosen = torch.from_numpy(np.stack([_rivals(dialogs, row, rng) for row in rows]))  # (B, 20)
-        log_p = _log_p_under(model, batch, contexts[chosen.to(device)], samples, rng)  # (B, 20)
+        log_p = _log_p_under(
+            system, batch, contexts[chosen.to(system.device)], samples, rng
+        )  # (B, 20)
         firsts.append(torch.stack([_is_first(log_p[:, :10]), _is_first(log_p)], dim=1).cpu())
         start += len(batch)
     is_first = torch.cat(firsts).double()  # (N, 2)
@@ -193,16 +190,16 @@ def _rivals(dialogs: Ints, row: int, rng: np.random.Generator) -> Ints:
 
 
 def _log_p_under(
-    model: DialogModel, batch: DialogBatch, contexts: Tensor, samples: int, rng: np.random.Generator
+    system: System, batch: DialogBatch, contexts: Tensor, samples: int, rng: np.random.Generator
 ) -> Tensor:
     """Return log p(x|c) of each response under each of its contexts, (B, M, C) to (B, M)."""
     pairs, count, _ = contexts.shape
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-    eps = torch.randn(pairs, 1, samples, model.config.prior_width, generator=generator)
+    eps = torch.randn(pairs, 1, samples, prior_width(system), generator=generator)
     eps = eps.expand(-1, count, -1, -1).flatten(0, 1).to(contexts.device)  # (B*M, S, P)
-    z = model.draw_prior(contexts.flatten(0, 1), eps)  # (B*M, S, D)
+    z = system.draw_prior(contexts.flatten(0, 1), eps)  # (B*M, S, D)
     each = contexts.unsqueeze(2).expand(-1, -1, samples, -1)  # (B, M, S, C)
-    log_p = model.log_p_x(batch, each.flatten(1, 2), z.view(pairs, count * samples, -1))
+    log_p = system.log_p_x(batch, each.flatten(1, 2), z.view(pairs, count * samples, -1))
     return torch.logsumexp(log_p.view(pairs, count, samples), dim=2)
 
 
@@ -210,6 +207,11 @@ def _is_first(log_p: Tensor) -> Tensor:
     """Return whether column 0 is the largest, 1/n where n columns share that, (B, M) to (B,)."""
     own, largest = log_p[:, :1], log_p.max(1, keepdim=True).values
     return (own == largest).squeeze(1) / (log_p == largest).sum(1)
+
+
+def prior_width(system: System) -> int:
+    """Return P, the numbers that a latent of the prior is drawn from."""
+    return system.widths.z + system.widths.prior
 
 
 def chunk_sizes(total: int, size: int) -> Iterator[int]:
