@@ -150,7 +150,7 @@ def test_every_loss_is_finite_and_every_parameter_learns_from_one(case, sampled)
     for report in reports:
         assert torch.isfinite(report.loss) and report.tokens > 0
         assert all(torch.isfinite(value) for value in report.parts.values())
-    torch.stack([report.loss for report in reports]).sum().backward()  # type: ignore[no-untyped-call]
+    torch.stack([report.loss for report in reports]).sum().backward()
     for name, parameter in case.model.named_parameters():
         assert parameter.grad is not None and bool(parameter.grad.any()), name
 
