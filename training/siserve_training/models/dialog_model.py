@@ -15,6 +15,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from siserve_training.data.batches import DialogBatch
 from siserve_training.models.draws import Encoded, Latents, Noise, NoiseWidths
+from siserve_training.nets.dropout import Dropout
 from siserve_training.nets.gru import PackedLayout
 from siserve_training.nets.initial import initialise_as_zhao
 from siserve_training.nets.output import WordSample, token_log_probs
@@ -130,17 +131,38 @@ class DialogModel(PreTrainedModel, ABC):
         """Take one token a row; return logits (R, V) and the next state (R, H)."""
         return self.decoder.step(self.embedding(token), state)
 
-    def encode(self, batch: DialogBatch) -> Encoded:
-        """Encode every distinct utterance once, then the contexts over them."""
-        vectors = self.encode_utterances(batch.utterances, batch.lengths)  # (Q, F)
-        context = self.context_encoder(vectors, batch.context, batch.floor, batch.context_lengths)
+    def encode(
+        self,
+        batch: DialogBatch,
+        of_words: Dropout | None = None,
+        of_utterances: Dropout | None = None,
+    ) -> Encoded:
+        """Encode every distinct utterance once, then the contexts over them.
+
+        Args:
+            batch: B pairs.
+            of_words: on the words of utterances; contexts that share an utterance share its masks.
+            of_utterances: on the utterances of each context, their floors with them.
+        """
+        vectors = self.encode_utterances(batch.utterances, batch.lengths, of_words)  # (Q, F)
+        context = self.context_encoder(
+            vectors, batch.context, batch.floor, batch.context_lengths, of_utterances
+        )
         c = self.condition(context, batch.topic, batch.profile)  # (B, C)
         return Encoded(c, vectors[batch.response])
 
-    def encode_utterances(self, utterances: Tensor, lengths: Tensor) -> Tensor:
+    def encode_utterances(
+        self, utterances: Tensor, lengths: Tensor, dropout: Dropout | None = None
+    ) -> Tensor:
         """Encode utterances, longest first, (Q, T) and (Q,) to (Q, F)."""
-        words, places = torch.unique(utterances, return_inverse=True)
-        return cast(Tensor, self.utterance_encoder(self.embedding(words), places, lengths))
+        if dropout is None:
+            words, places = torch.unique(utterances, return_inverse=True)
+            vectors = self.embedding(words)
+        else:  # every token has a mask of its own
+            is_token = utterances != 0
+            vectors = dropout(self.embedding(utterances[is_token]))  # (N, W)
+            places = is_token.flatten().cumsum(0).view_as(utterances) - 1
+        return cast(Tensor, self.utterance_encoder(vectors, places, lengths))
 
     def condition(self, context: Tensor, topic: Tensor, profile: Tensor) -> Tensor:
         """Join the parts of c that this model has, (B, C)."""
@@ -152,7 +174,12 @@ class DialogModel(PreTrainedModel, ABC):
         return torch.cat(parts, dim=-1)
 
     def log_p_x(
-        self, batch: DialogBatch, c: Tensor, z: Tensor, sample: WordSample | None = None
+        self,
+        batch: DialogBatch,
+        c: Tensor,
+        z: Tensor,
+        sample: WordSample | None = None,
+        dropout: Dropout | None = None,
     ) -> Tensor:
         """Return log p(x|z,c) summed over tokens after ``<s>``, (B, J).
 
@@ -161,16 +188,20 @@ class DialogModel(PreTrainedModel, ABC):
             c: a condition vector for each response, (B, C), or for each latent, (B, J, C).
             z: (B, J, D).
             sample: words over which the softmax is estimated; None for all.
+            dropout: on the words that the decoder is told.
         """
         pairs, draws, _ = z.shape  # B, J, D
         each = c if c.dim() == 3 else c.unsqueeze(1).expand(-1, draws, -1)
         state = self.first_state(each, z)  # (B, J, H)
         layout = PackedLayout.of(batch.response_lengths.repeat_interleave(draws), z.device)
         ids = batch.utterances[batch.response]  # (B, T)
-        words, places = torch.unique(ids, return_inverse=True)
-        inputs = places[layout.rows // draws, layout.steps]  # (N,)
+        given = ids[layout.rows // draws, layout.steps]  # (N,)
         targets = ids[layout.rows // draws, layout.steps + 1]
-        states = self.decoder(self.embedding(words), inputs, layout, state.flatten(0, 1))
+        words, places = torch.unique(given, return_inverse=True)
+        vectors = self.embedding(words)  # (M, W)
+        if dropout is not None:  # every token has a mask of its own
+            vectors, places = dropout(vectors[places]), torch.arange(len(given), device=z.device)
+        states = self.decoder(vectors, places, layout, state.flatten(0, 1))
         log_p = token_log_probs(states, self.decoder.out, targets, sample)  # (N,)
         sums = log_p.new_zeros(pairs * draws).index_add(0, layout.rows, log_p)
         return sums.view(pairs, draws)  # (B, J)

@@ -7,6 +7,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from siserve_training.nets.dropout import Dropout
 from siserve_training.nets.gru import PackedLayout, packed_gru
 
 __all__ = ["ContextEncoder", "ResponseDecoder", "UtteranceEncoder"]
@@ -45,7 +46,14 @@ class ContextEncoder(nn.Module):
         super().__init__()
         self.gru = nn.GRU(utterance + 2, hidden, batch_first=True)
 
-    def forward(self, vectors: Tensor, places: Tensor, floor: Tensor, lengths: Tensor) -> Tensor:
+    def forward(
+        self,
+        vectors: Tensor,
+        places: Tensor,
+        floor: Tensor,
+        lengths: Tensor,
+        dropout: Dropout | None = None,
+    ) -> Tensor:
         """Return the state after the last utterance of each context.
 
         Args:
@@ -53,6 +61,7 @@ class ContextEncoder(nn.Module):
             places: index into `vectors`, oldest first, (B, U).
             floor: 1 where the responder spoke, 0 elsewhere, (B, U).
             lengths: utterances of each context, on the CPU, (B,).
+            dropout: on utterance and floor, a mask of its own for each place.
 
         Returns:
             (B, H).
@@ -62,16 +71,31 @@ class ContextEncoder(nn.Module):
         layout = PackedLayout.of(lengths, places.device)
         rows = order[layout.rows]
         one_hot = nn.functional.one_hot(floor[rows, layout.steps], 2)  # (N, 2)
-        _, state = packed_gru(self.gru, vectors, places[rows, layout.steps], layout, shift=one_hot)
+        place = places[rows, layout.steps]  # (N,)
+        if dropout is None:
+            _, state = packed_gru(self.gru, vectors, place, layout, shift=one_hot)
+        else:
+            said = dropout(torch.cat([vectors[place], one_hot.to(vectors.dtype)], dim=-1))
+            _, state = packed_gru(
+                self.gru, said, torch.arange(len(said), device=said.device), layout
+            )
         return state[order.argsort()]  # (B, H)
 
 
 class ResponseDecoder(nn.Module):
-    """GRU language model whose first state is a linear map of [c, z]; z enters only there."""
+    """GRU language model whose first state is a linear map of [c, z]; z enters only there.
+
+    Args:
+        condition: size of [c, z]; 0 for a model that makes the first state itself.
+        word_embedding: size of a word vector.
+        hidden: size of the state.
+        vocabulary: number of word ids.
+    """
 
     def __init__(self, condition: int, word_embedding: int, hidden: int, vocabulary: int) -> None:
         super().__init__()
-        self.init = nn.Linear(condition, hidden)
+        if condition:
+            self.init = nn.Linear(condition, hidden)
         self.gru = nn.GRU(word_embedding, hidden, batch_first=True)
         self.out = nn.Linear(hidden, vocabulary)
 

@@ -69,12 +69,14 @@ class PreparedBatch:
         noise: of its latents.
         sample: words of the sampled softmax, or None.
         share: pairs here over pairs of an even split, to weigh uneven shares.
+        seed: of what a model draws itself while it trains, such as masks of dropout.
     """
 
     pairs: DialogBatch
     noise: Noise
     sample: WordSample | None
     share: float
+    seed: int = 0
 
     def to(self, device: torch.device) -> PreparedBatch:
         """Move tensors to a device."""
@@ -83,6 +85,7 @@ class PreparedBatch:
             self.noise.to(device),
             self.sample.to(device) if self.sample else None,
             self.share,
+            self.seed,
         )
 
 
@@ -128,7 +131,8 @@ def prepare_batch(
             words,
             noise.rng,
         )
-    return PreparedBatch(batch, eps, sample, len(batch) * world / count)
+    seed = int(noise.rng.integers(2**62))
+    return PreparedBatch(batch, eps, sample, len(batch) * world / count, seed)
 
 
 def validation_batches(
