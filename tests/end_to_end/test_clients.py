@@ -100,6 +100,16 @@ def test_a_node_client_is_told_which_field_is_wrong(ask_from_node: Ask) -> None:
     assert refusal["details"].startswith("n")
 
 
+def test_a_node_client_asks_for_diversity(ask_from_node: Ask) -> None:
+    request = {"context": CONTEXT, "seed": "3", "n": 4}
+    diverse = ask_from_node({**request, "diversity": 0.9})
+    assert len({response["text"] for response in diverse["responses"]}) == 4
+    assert diverse["responses"] != ask_from_node(request)["responses"]
+    refusal = ask_from_node({**request, "diversity": 1.5})
+    assert refusal["code"] == INVALID_ARGUMENT
+    assert refusal["details"].startswith("diversity")
+
+
 def test_a_reflection_client_gets_five_responses(ask_by_reflection: Ask) -> None:
     reply = ask_by_reflection({"context": CONTEXT, "seed": 11})
     assert len(reply["responses"]) == 5

@@ -345,6 +345,6 @@ def test_the_time_of_a_request_is_told_by_stages(sessions, manifest):
 
 
 def test_an_engine_that_could_do_nothing_is_refused():
-    for name in ("max_queue", "max_rows", "chunk_steps"):
+    for name in ("max_queue", "max_rows", "chunk_steps", "oversample"):
         with pytest.raises(ValueError, match=name):
             EngineOptions(**{name: 0})

@@ -28,6 +28,7 @@ def test_absent_options_are_the_bundles_own_and_n_is_five(manifest):
     assert (checked.n, checked.seed, checked.topic) == (5, None, 0)
     assert (checked.temperature, checked.top_k) == (defaults.temperature, defaults.top_k)
     assert (checked.top_p, checked.max_tokens) == (defaults.top_p, defaults.max_tokens)
+    assert checked.diversity == 0
 
 
 def test_options_at_their_bounds_are_taken(manifest):
@@ -35,7 +36,8 @@ def test_options_at_their_bounds_are_taken(manifest):
     for options in (
         {"n": 1, "seed": 0, "temperature": 0.0, "top_k": 0, "top_p": 1.0, "max_tokens": 1},
         {"n": 64, "seed": 2**64 - 1, "temperature": 10.0, "top_k": words, "max_tokens": longest},
-        {"temperature": 0.01, "top_p": 1e-6},
+        {"temperature": 0.01, "top_p": 1e-6, "diversity": 0.0},
+        {"diversity": 1.0},
     ):
         checked = check_request(make_request(HELLO, **options), manifest, LIMITS)
         for name, value in options.items():
@@ -59,6 +61,10 @@ def test_options_at_their_bounds_are_taken(manifest):
         ({"top_p": -1.0}, "top_p"),
         ({"top_p": 1.01}, "top_p"),
         ({"top_p": float("nan")}, "top_p"),
+        ({"diversity": -0.1}, "diversity"),
+        ({"diversity": 1.01}, "diversity"),
+        ({"diversity": float("nan")}, "diversity"),
+        ({"diversity": float("inf")}, "diversity"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"max_tokens": 41}, "max_tokens"),
         ({"max_tokens": 10**9}, "max_tokens"),

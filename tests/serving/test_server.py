@@ -137,6 +137,7 @@ INVALID: dict[str, tuple[dialog_pb2.GenerateResponsesRequest | bytes, str]] = {
     "temperature is NaN": (make_request(DIALOG, temperature=float("nan")), "temperature"),
     "top_k is 10^9": (make_request(DIALOG, top_k=10**9), "top_k"),
     "top_p is 2": (make_request(DIALOG, top_p=2.0), "top_p"),
+    "diversity is 2": (make_request(DIALOG, diversity=2.0), "diversity"),
     "max_tokens is 10^9": (make_request(DIALOG, max_tokens=10**9), "max_tokens"),
 }
 

@@ -18,3 +18,9 @@ def test_it_answers_and_repeats_its_answer(wide):
         first = local.send(make_request(HELLO, n=6, seed=3))
         assert len(first.responses) == 6 and first.model == "two-sided@1"
         assert local.send(make_request(HELLO, n=6, seed=3)).responses == first.responses
+
+
+def test_diversity_asks_for_no_densities(wide):
+    with InProcess(wide) as local:
+        answer = local.send(make_request(HELLO, n=6, seed=3, diversity=0.9))
+        assert len({reply.text for reply in answer.responses}) == 6

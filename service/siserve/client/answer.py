@@ -44,7 +44,7 @@ class Answer:
     """All responses to one context.
 
     Attributes:
-        responses: in the order of their latents.
+        responses: in the order of their latents; with diversity in the order of choice.
         distinct_1: share of different words among all words of the responses.
         distinct_2: share of different pairs of words.
         seed: repeats this answer.
@@ -106,6 +106,7 @@ def make_request(
     top_k: int | None = None,
     top_p: float | None = None,
     max_tokens: int | None = None,
+    diversity: float | None = None,
     responder: str = "",
     topic: str = "",
     model: str = "",
@@ -123,6 +124,7 @@ def make_request(
         top_k=top_k,
         top_p=top_p,
         max_tokens=max_tokens,
+        diversity=diversity,
         responder=responder,
         topic=topic,
         model=model,

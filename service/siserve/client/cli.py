@@ -45,6 +45,10 @@ def ask(
         float | None, typer.Option(help="Choose among words of this probability; 1 = all.")
     ] = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest response.")] = None,
+    diversity: Annotated[
+        float | None,
+        typer.Option(help="Above 0, up to 1: choose responses that differ, among more [off]."),
+    ] = None,
     responder: Annotated[
         str, typer.Option(help="Speaker of the responses [who did not speak last].")
     ] = "",
@@ -80,6 +84,7 @@ def ask(
             top_k=top_k,
             top_p=top_p,
             max_tokens=max_tokens,
+            diversity=diversity,
             responder=responder,
             topic=topic,
             model=model,

@@ -106,6 +106,7 @@ class Client:
         top_k: int | None = None,
         top_p: float | None = None,
         max_tokens: int | None = None,
+        diversity: float | None = None,
         responder: str = "",
         topic: str = "",
         model: str = "",
@@ -120,6 +121,7 @@ class Client:
             top_k: choose among the k likeliest words only; 0 = among all.
             top_p: choose among the fewest words with this probability; 1 = among all.
             max_tokens: longest response in tokens.
+            diversity: above 0, up to 1: choose n that differ among more candidates; None = off.
             responder: speaker of the responses; empty = the one who did not speak last.
             topic: one of those that `get_model` lists; empty = unknown.
             model: name or name@version; empty = the server's default.
@@ -136,6 +138,7 @@ class Client:
             top_k=top_k,
             top_p=top_p,
             max_tokens=max_tokens,
+            diversity=diversity,
             responder=responder,
             topic=topic,
             model=model,

@@ -80,6 +80,15 @@ def serve(
     max_rows: Annotated[
         int, typer.Option(min=1, envvar="SISERVE_MAX_ROWS", help="Most responses in one batch.")
     ] = 128,
+    oversample: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            max=16,
+            envvar="SISERVE_OVERSAMPLE",
+            help="Candidates for each response of a request with diversity; all in one batch.",
+        ),
+    ] = 6,
     drain_seconds: Annotated[
         float,
         typer.Option(
@@ -115,7 +124,7 @@ def serve(
         drain_seconds=drain_seconds,
         reflection=reflection,
         limits=RequestLimits(max_responses, max_turns, max_text_bytes),
-        engine=EngineOptions(max_queue, max_rows),
+        engine=EngineOptions(max_queue, max_rows, oversample=oversample),
     )
     return run_server(options, _announce)
 

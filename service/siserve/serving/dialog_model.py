@@ -163,6 +163,7 @@ class DialogModel:
             top_k=request.top_k,
             top_p=request.top_p,
             max_tokens=request.max_tokens,
+            diversity=request.diversity,
             deadline=deadline,
         )
 

@@ -30,17 +30,31 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """How much the engine takes on at once."""
+    """How much the engine takes on at once.
+
+    Attributes:
+        max_queue: most jobs that wait.
+        max_rows: most rows in flight, unless one job alone takes more.
+        chunk_steps: steps between two looks at who is done and who waits.
+        oversample: candidates for each response of a job with diversity, within `max_rows`.
+    """
 
     max_queue: int = 256
     max_rows: int = 128
     chunk_steps: int = 4
+    oversample: int = 6
 
     def __post_init__(self) -> None:
         """Refuse an engine that could do nothing."""
         for name, value in vars(self).items():
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+
+    def rows_of(self, job: Job) -> int:
+        """Count the rows that a job takes: its n responses, or the candidates to choose n from."""
+        if job.diversity == 0:
+            return job.n
+        return max(job.n, min(self.oversample * job.n, self.max_rows))
 
 
 class Observer(Protocol):
@@ -135,14 +149,15 @@ class Engine:
                 rows = sum(flight.num_rows for flight in self._running)
                 if not self._waiting:
                     return
-                if self._running and rows + self._waiting[0].n > self._options.max_rows:
+                needed = self._options.rows_of(self._waiting[0])
+                if self._running and rows + needed > self._options.max_rows:
                     return
                 job = self._waiting.popleft()
                 self._observer.queue_changed(len(self._waiting))
             if _settle_abandoned(job):
                 continue
             try:
-                self._running.append(Flight(job, self._sessions, self._manifest))
+                self._running.append(Flight(job, needed, self._sessions, self._manifest))
             except Exception as error:  # whatever a graph raises belongs to this job alone
                 _log.exception("encoding failed")
                 job.result.set_exception(error)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from siserve.bundle.manifest import Manifest
+from siserve.bundle.selection import consensus, select_diverse
 from siserve.serving import noise
 from siserve.serving.sessions import Sessions
 
@@ -61,6 +62,7 @@ class Job:
     """One request to the engine.
 
     Attributes:
+        diversity: above 0 the n responses are chosen among more candidates.
         deadline: time.monotonic() after which nobody waits for the result.
         result: filled by the engine: the generation, or the error that ended it.
     """
@@ -72,6 +74,7 @@ class Job:
     top_k: int
     top_p: float
     max_tokens: int
+    diversity: float = 0.0
     deadline: float = float("inf")
     result: Future[Generation] = field(default_factory=Future)
     submitted: float = 0.0
@@ -85,24 +88,26 @@ class Job:
 class Flight:
     """A job in flight: the state of its rows that have not ended, and what all rows produced."""
 
-    def __init__(self, job: Job, sessions: Sessions, manifest: Manifest) -> None:
-        """Encode the job's context once and draw its latents."""
+    def __init__(
+        self, job: Job, num_candidates: int, sessions: Sessions, manifest: Manifest
+    ) -> None:
+        """Encode the job's context once and draw a latent for each candidate, at least job.n."""
         self.job = job
         self._end = manifest.tokens.end
         self.queue_seconds = time.monotonic() - job.submitted
         started = time.perf_counter()
-        self._alive = np.arange(job.n)
+        self._alive = np.arange(num_candidates)
         (c,) = sessions.context_encoder.run(_encoder_inputs(job.context, manifest.tokens.pad))
-        self._c = np.repeat(c, job.n, axis=0)  # (R, C)
+        self._c = np.repeat(c, num_candidates, axis=0)  # (R, C)
         eps_z = noise.normals(job.seed, self._alive, manifest.sizes.prior_noise)  # (R, P)
         (self._z,) = sessions.prior.run({"c": self._c, "eps_z": eps_z})
         self.encode_seconds = time.perf_counter() - started
         self.decode_seconds = 0.0
-        self._state = np.zeros((job.n, manifest.sizes.state), dtype=np.float32)
-        self._token = np.full(job.n, manifest.tokens.start)
+        self._state = np.zeros((num_candidates, manifest.sizes.state), dtype=np.float32)
+        self._token = np.full(num_candidates, manifest.tokens.start)
         self._step = 0
-        self._tokens = np.full((job.n, job.max_tokens), self._end)
-        self._log_probs = np.zeros((job.n, job.max_tokens), dtype=np.float32)
+        self._tokens = np.full((num_candidates, job.max_tokens), self._end)
+        self._log_probs = np.zeros((num_candidates, job.max_tokens), dtype=np.float32)
 
     @property
     def num_rows(self) -> int:
@@ -146,16 +151,16 @@ class Flight:
         self._state, self._token = state[goes_on], tokens[-1][goes_on]
 
     def generation(self) -> Generation:
-        """Return the responses, in the order of their latents."""
-        return Generation(
-            tuple(
-                _row(tokens, log_probs, self._end)
-                for tokens, log_probs in zip(self._tokens, self._log_probs, strict=True)
-            ),
-            self.queue_seconds,
-            self.encode_seconds,
-            self.decode_seconds,
-        )
+        """Return the responses, in the order of their latents or, with diversity, of choice."""
+        rows = [
+            _row(tokens, log_probs, self._end)
+            for tokens, log_probs in zip(self._tokens, self._log_probs, strict=True)
+        ]
+        if self.job.diversity:
+            started = time.perf_counter()
+            rows = _choose(rows, self.job.n, self.job.diversity)
+            self.decode_seconds += time.perf_counter() - started
+        return Generation(tuple(rows), self.queue_seconds, self.encode_seconds, self.decode_seconds)
 
 
 def _row(tokens: NDArray[np.int64], log_probs: NDArray[np.float32], end: int) -> Row:
@@ -166,6 +171,11 @@ def _row(tokens: NDArray[np.int64], log_probs: NDArray[np.float32], end: int) ->
         float(log_probs[: length + 1].sum(dtype=np.float64)),
         bool(len(ends)),
     )
+
+
+def _choose(candidates: list[Row], n: int, diversity: float) -> list[Row]:
+    said = [row.tokens for row in candidates]
+    return [candidates[i] for i in select_diverse(consensus(said), said, n, diversity)]
 
 
 def row_axis(name: str) -> int:

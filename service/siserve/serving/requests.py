@@ -58,6 +58,7 @@ class GenerationRequest:
         topic: id of the topic, 0 = unknown.
         n: number of responses.
         seed: key of all noise; None = draw one.
+        diversity: 0 = as drawn; above it, up to 1 = chosen among more candidates.
     """
 
     turns: tuple[Turn, ...]
@@ -69,6 +70,7 @@ class GenerationRequest:
     top_k: int
     top_p: float
     max_tokens: int
+    diversity: float = 0.0
 
 
 def parse(kind: Callable[[], AnyMessage], serialized: bytes) -> AnyMessage:
@@ -117,6 +119,7 @@ def check_request(
         max_tokens=_number(
             message, "max_tokens", defaults.max_tokens, 1, manifest.limits.response_tokens
         ),
+        diversity=_diversity(message),
     )
 
 
@@ -180,6 +183,13 @@ def _top_p(message: GenerateResponsesRequest, default: float) -> float:
     value = message.top_p if message.HasField("top_p") else default
     if math.isnan(value) or not 0 < value <= 1:
         raise InvalidRequest("top_p", f"must be above 0 and at most 1, got {value:g}")
+    return value
+
+
+def _diversity(message: GenerateResponsesRequest) -> float:
+    value = message.diversity
+    if not 0 <= value <= 1:  # NaN too
+        raise InvalidRequest("diversity", f"must be from 0 to 1, got {value:g}")
     return value
 
 

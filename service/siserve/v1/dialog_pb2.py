@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17siserve/v1/dialog.proto\x12\nsiserve.v1\"*\n\tUtterance\x12\x0f\n\x07speaker\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\"\xb3\x02\n\x18GenerateResponsesRequest\x12&\n\x07\x63ontext\x18\x01 \x03(\x0b\x32\x15.siserve.v1.Utterance\x12\x0e\n\x01n\x18\x02 \x01(\rH\x00\x88\x01\x01\x12\x11\n\x04seed\x18\x03 \x01(\x04H\x01\x88\x01\x01\x12\x18\n\x0btemperature\x18\x04 \x01(\x02H\x02\x88\x01\x01\x12\x12\n\x05top_k\x18\x05 \x01(\rH\x03\x88\x01\x01\x12\x12\n\x05top_p\x18\x06 \x01(\x02H\x04\x88\x01\x01\x12\x17\n\nmax_tokens\x18\x07 \x01(\rH\x05\x88\x01\x01\x12\x11\n\tresponder\x18\x08 \x01(\t\x12\r\n\x05topic\x18\t \x01(\t\x12\r\n\x05model\x18\n \x01(\tB\x04\n\x02_nB\x07\n\x05_seedB\x0e\n\x0c_temperatureB\x08\n\x06_top_kB\x08\n\x06_top_pB\r\n\x0b_max_tokens\"o\n\x08Response\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x10\n\x08log_prob\x18\x02 \x01(\x02\x12\x12\n\nnum_tokens\x18\x03 \x01(\r\x12/\n\rfinish_reason\x18\x04 \x01(\x0e\x32\x18.siserve.v1.FinishReason\"P\n\x07Timings\x12\x15\n\rqueue_seconds\x18\x01 \x01(\x01\x12\x16\n\x0e\x65ncode_seconds\x18\x02 \x01(\x01\x12\x16\n\x0e\x64\x65\x63ode_seconds\x18\x03 \x01(\x01\"\xaf\x01\n\x19GenerateResponsesResponse\x12\'\n\tresponses\x18\x01 \x03(\x0b\x32\x14.siserve.v1.Response\x12\x12\n\ndistinct_1\x18\x02 \x01(\x01\x12\x12\n\ndistinct_2\x18\x03 \x01(\x01\x12\x0c\n\x04seed\x18\x04 \x01(\x04\x12\r\n\x05model\x18\x05 \x01(\t\x12$\n\x07timings\x18\x06 \x01(\x0b\x32\x13.siserve.v1.Timings\" \n\x0fGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"}\n\rRequestLimits\x12\x15\n\rmax_responses\x18\x01 \x01(\r\x12\x11\n\tmax_turns\x18\x02 \x01(\r\x12\x16\n\x0emax_text_bytes\x18\x03 \x01(\r\x12\x16\n\x0emax_name_bytes\x18\x04 \x01(\r\x12\x12\n\nmax_tokens\x18\x05 \x01(\r\"d\n\x10SamplingDefaults\x12\x13\n\x0btemperature\x18\x01 \x01(\x02\x12\r\n\x05top_k\x18\x02 \x01(\r\x12\r\n\x05top_p\x18\x03 \x01(\x02\x12\x12\n\nmax_tokens\x18\x04 \x01(\r\x12\t\n\x01n\x18\x05 \x01(\r\"\x96\x03\n\x10GetModelResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06method\x18\x03 \x01(\t\x12\x0f\n\x07\x63reated\x18\x04 \x01(\t\x12\x0e\n\x06sha256\x18\x05 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x06 \x01(\t\x12\x16\n\x0enum_parameters\x18\x07 \x01(\x04\x12\x17\n\x0fvocabulary_size\x18\x08 \x01(\r\x12\x1a\n\x12\x63ontext_utterances\x18\t \x01(\r\x12\x0e\n\x06topics\x18\n \x03(\t\x12)\n\x06limits\x18\x0b \x01(\x0b\x32\x19.siserve.v1.RequestLimits\x12.\n\x08\x64\x65\x66\x61ults\x18\x0c \x01(\x0b\x32\x1c.siserve.v1.SamplingDefaults\x12:\n\x07metrics\x18\r \x03(\x0b\x32).siserve.v1.GetModelResponse.MetricsEntry\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x32\xb8\x01\n\rDialogService\x12`\n\x11GenerateResponses\x12$.siserve.v1.GenerateResponsesRequest\x1a%.siserve.v1.GenerateResponsesResponse\x12\x45\n\x08GetModel\x12\x1b.siserve.v1.GetModelRequest\x1a\x1c.siserve.v1.GetModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17siserve/v1/dialog.proto\x12\nsiserve.v1\"*\n\tUtterance\x12\x0f\n\x07speaker\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\"\xd9\x02\n\x18GenerateResponsesRequest\x12&\n\x07\x63ontext\x18\x01 \x03(\x0b\x32\x15.siserve.v1.Utterance\x12\x0e\n\x01n\x18\x02 \x01(\rH\x00\x88\x01\x01\x12\x11\n\x04seed\x18\x03 \x01(\x04H\x01\x88\x01\x01\x12\x18\n\x0btemperature\x18\x04 \x01(\x02H\x02\x88\x01\x01\x12\x12\n\x05top_k\x18\x05 \x01(\rH\x03\x88\x01\x01\x12\x12\n\x05top_p\x18\x06 \x01(\x02H\x04\x88\x01\x01\x12\x17\n\nmax_tokens\x18\x07 \x01(\rH\x05\x88\x01\x01\x12\x11\n\tresponder\x18\x08 \x01(\t\x12\r\n\x05topic\x18\t \x01(\t\x12\r\n\x05model\x18\n \x01(\t\x12\x16\n\tdiversity\x18\x0b \x01(\x02H\x06\x88\x01\x01\x42\x04\n\x02_nB\x07\n\x05_seedB\x0e\n\x0c_temperatureB\x08\n\x06_top_kB\x08\n\x06_top_pB\r\n\x0b_max_tokensB\x0c\n\n_diversity\"o\n\x08Response\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x10\n\x08log_prob\x18\x02 \x01(\x02\x12\x12\n\nnum_tokens\x18\x03 \x01(\r\x12/\n\rfinish_reason\x18\x04 \x01(\x0e\x32\x18.siserve.v1.FinishReason\"P\n\x07Timings\x12\x15\n\rqueue_seconds\x18\x01 \x01(\x01\x12\x16\n\x0e\x65ncode_seconds\x18\x02 \x01(\x01\x12\x16\n\x0e\x64\x65\x63ode_seconds\x18\x03 \x01(\x01\"\xaf\x01\n\x19GenerateResponsesResponse\x12\'\n\tresponses\x18\x01 \x03(\x0b\x32\x14.siserve.v1.Response\x12\x12\n\ndistinct_1\x18\x02 \x01(\x01\x12\x12\n\ndistinct_2\x18\x03 \x01(\x01\x12\x0c\n\x04seed\x18\x04 \x01(\x04\x12\r\n\x05model\x18\x05 \x01(\t\x12$\n\x07timings\x18\x06 \x01(\x0b\x32\x13.siserve.v1.Timings\" \n\x0fGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"}\n\rRequestLimits\x12\x15\n\rmax_responses\x18\x01 \x01(\r\x12\x11\n\tmax_turns\x18\x02 \x01(\r\x12\x16\n\x0emax_text_bytes\x18\x03 \x01(\r\x12\x16\n\x0emax_name_bytes\x18\x04 \x01(\r\x12\x12\n\nmax_tokens\x18\x05 \x01(\r\"d\n\x10SamplingDefaults\x12\x13\n\x0btemperature\x18\x01 \x01(\x02\x12\r\n\x05top_k\x18\x02 \x01(\r\x12\r\n\x05top_p\x18\x03 \x01(\x02\x12\x12\n\nmax_tokens\x18\x04 \x01(\r\x12\t\n\x01n\x18\x05 \x01(\r\"\x96\x03\n\x10GetModelResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06method\x18\x03 \x01(\t\x12\x0f\n\x07\x63reated\x18\x04 \x01(\t\x12\x0e\n\x06sha256\x18\x05 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x06 \x01(\t\x12\x16\n\x0enum_parameters\x18\x07 \x01(\x04\x12\x17\n\x0fvocabulary_size\x18\x08 \x01(\r\x12\x1a\n\x12\x63ontext_utterances\x18\t \x01(\r\x12\x0e\n\x06topics\x18\n \x03(\t\x12)\n\x06limits\x18\x0b \x01(\x0b\x32\x19.siserve.v1.RequestLimits\x12.\n\x08\x64\x65\x66\x61ults\x18\x0c \x01(\x0b\x32\x1c.siserve.v1.SamplingDefaults\x12:\n\x07metrics\x18\r \x03(\x0b\x32).siserve.v1.GetModelResponse.MetricsEntry\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x32\xb8\x01\n\rDialogService\x12`\n\x11GenerateResponses\x12$.siserve.v1.GenerateResponsesRequest\x1a%.siserve.v1.GenerateResponsesResponse\x12\x45\n\x08GetModel\x12\x1b.siserve.v1.GetModelRequest\x1a\x1c.siserve.v1.GetModelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,28 +33,28 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_GETMODELRESPONSE_METRICSENTRY']._loaded_options = None
   _globals['_GETMODELRESPONSE_METRICSENTRY']._serialized_options = b'8\001'
-  _globals['_FINISHREASON']._serialized_start=1438
-  _globals['_FINISHREASON']._serialized_end=1533
+  _globals['_FINISHREASON']._serialized_start=1476
+  _globals['_FINISHREASON']._serialized_end=1571
   _globals['_UTTERANCE']._serialized_start=39
   _globals['_UTTERANCE']._serialized_end=81
   _globals['_GENERATERESPONSESREQUEST']._serialized_start=84
-  _globals['_GENERATERESPONSESREQUEST']._serialized_end=391
-  _globals['_RESPONSE']._serialized_start=393
-  _globals['_RESPONSE']._serialized_end=504
-  _globals['_TIMINGS']._serialized_start=506
-  _globals['_TIMINGS']._serialized_end=586
-  _globals['_GENERATERESPONSESRESPONSE']._serialized_start=589
-  _globals['_GENERATERESPONSESRESPONSE']._serialized_end=764
-  _globals['_GETMODELREQUEST']._serialized_start=766
-  _globals['_GETMODELREQUEST']._serialized_end=798
-  _globals['_REQUESTLIMITS']._serialized_start=800
-  _globals['_REQUESTLIMITS']._serialized_end=925
-  _globals['_SAMPLINGDEFAULTS']._serialized_start=927
-  _globals['_SAMPLINGDEFAULTS']._serialized_end=1027
-  _globals['_GETMODELRESPONSE']._serialized_start=1030
-  _globals['_GETMODELRESPONSE']._serialized_end=1436
-  _globals['_GETMODELRESPONSE_METRICSENTRY']._serialized_start=1390
-  _globals['_GETMODELRESPONSE_METRICSENTRY']._serialized_end=1436
-  _globals['_DIALOGSERVICE']._serialized_start=1536
-  _globals['_DIALOGSERVICE']._serialized_end=1720
+  _globals['_GENERATERESPONSESREQUEST']._serialized_end=429
+  _globals['_RESPONSE']._serialized_start=431
+  _globals['_RESPONSE']._serialized_end=542
+  _globals['_TIMINGS']._serialized_start=544
+  _globals['_TIMINGS']._serialized_end=624
+  _globals['_GENERATERESPONSESRESPONSE']._serialized_start=627
+  _globals['_GENERATERESPONSESRESPONSE']._serialized_end=802
+  _globals['_GETMODELREQUEST']._serialized_start=804
+  _globals['_GETMODELREQUEST']._serialized_end=836
+  _globals['_REQUESTLIMITS']._serialized_start=838
+  _globals['_REQUESTLIMITS']._serialized_end=963
+  _globals['_SAMPLINGDEFAULTS']._serialized_start=965
+  _globals['_SAMPLINGDEFAULTS']._serialized_end=1065
+  _globals['_GETMODELRESPONSE']._serialized_start=1068
+  _globals['_GETMODELRESPONSE']._serialized_end=1474
+  _globals['_GETMODELRESPONSE_METRICSENTRY']._serialized_start=1428
+  _globals['_GETMODELRESPONSE_METRICSENTRY']._serialized_end=1474
+  _globals['_DIALOGSERVICE']._serialized_start=1574
+  _globals['_DIALOGSERVICE']._serialized_end=1758
 # @@protoc_insertion_point(module_scope)

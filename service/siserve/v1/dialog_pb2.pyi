@@ -25,7 +25,7 @@ class Utterance(_message.Message):
     def __init__(self, speaker: _Optional[str] = ..., text: _Optional[str] = ...) -> None: ...
 
 class GenerateResponsesRequest(_message.Message):
-    __slots__ = ("context", "n", "seed", "temperature", "top_k", "top_p", "max_tokens", "responder", "topic", "model")
+    __slots__ = ("context", "n", "seed", "temperature", "top_k", "top_p", "max_tokens", "responder", "topic", "model", "diversity")
     CONTEXT_FIELD_NUMBER: _ClassVar[int]
     N_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
@@ -36,6 +36,7 @@ class GenerateResponsesRequest(_message.Message):
     RESPONDER_FIELD_NUMBER: _ClassVar[int]
     TOPIC_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
+    DIVERSITY_FIELD_NUMBER: _ClassVar[int]
     context: _containers.RepeatedCompositeFieldContainer[Utterance]
     n: int
     seed: int
@@ -46,7 +47,8 @@ class GenerateResponsesRequest(_message.Message):
     responder: str
     topic: str
     model: str
-    def __init__(self, context: _Optional[_Iterable[_Union[Utterance, _Mapping]]] = ..., n: _Optional[int] = ..., seed: _Optional[int] = ..., temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., max_tokens: _Optional[int] = ..., responder: _Optional[str] = ..., topic: _Optional[str] = ..., model: _Optional[str] = ...) -> None: ...
+    diversity: float
+    def __init__(self, context: _Optional[_Iterable[_Union[Utterance, _Mapping]]] = ..., n: _Optional[int] = ..., seed: _Optional[int] = ..., temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., max_tokens: _Optional[int] = ..., responder: _Optional[str] = ..., topic: _Optional[str] = ..., model: _Optional[str] = ..., diversity: _Optional[float] = ...) -> None: ...
 
 class Response(_message.Message):
     __slots__ = ("text", "log_prob", "num_tokens", "finish_reason")
