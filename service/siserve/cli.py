@@ -26,6 +26,7 @@ _TRAINING = {
     "compare": "compare the responses of two models",
     "export": "turn a trained model into a bundle",
     "data": "look at a corpus",
+    "reproduce": "run the paper's tables anew",
 }
 _TRAINING_PACKAGES = frozenset(
     {

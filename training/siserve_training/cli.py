@@ -16,12 +16,14 @@ import typer
 from siserve_training.config import TrainConfig, list_presets, parse_setting, preset_values
 from siserve_training.errors import ConfigError
 from siserve_training.evaluation.cli import compare
+from siserve_training.reproduce.cli import reproduce_app
 
 __all__ = ["app"]
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
 data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look at a corpus.")
 app.add_typer(data_app, name="data")
+app.add_typer(reproduce_app, name="reproduce")
 app.command()(compare)
 
 DataOption = Annotated[Path, typer.Option("--data", help="Folder of the corpus.")]

@@ -1,0 +1,193 @@
+"""The results as a Markdown page."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from siserve_training.reproduce.results import MeasuredRow
+from siserve_training.reproduce.rows import COLUMNS, Row
+from siserve_training.reproduce.runner import Job, Plan
+
+__all__ = ["results_page"]
+
+#: What Table 1 does not hold: title and our metric.
+_MORE = {
+    "R@1/10": "recall_at_1_of_10",
+    "R@1/20": "recall_at_1_of_20",
+    "log p, prior MC": "prior_log_p_x",
+    "log p, IW": "iw_log_p_x",
+    "PPL, IW": "iw_perplexity",
+    "KL": "kl",
+    "MI": "mutual_information",
+    "distinct-1": "corpus_distinct_1",
+    "distinct-2": "corpus_distinct_2",
+    "self-BLEU": "self_bleu",
+    "4+ of 5": "varied_sets",
+}
+_OTHER_FORMS = {
+    "R, modern": "bleu_recall_modern",
+    "P, modern": "bleu_precision_modern",
+    "F1, modern": "bleu_f1_modern",
+    "A, clean": "bow_average_clean",
+    "E, clean": "bow_extrema_clean",
+    "G, clean": "bow_greedy_clean",
+    "sacrebleu": "sacrebleu",
+}
+_NOISE = {
+    "B_K": "b_k",
+    "log B_K": "log_b_k",
+    "of Var(mu)": "noise_share_of_mu",
+    "of width": "noise_share_of_width",
+    "non-Gaussian": "non_gaussian",
+    "L_0": "bound_at_0",
+    "L_1": "bound_at_1",
+    "L_5": "bound_at_5",
+    "L_30": "bound_at_30",
+    "L_100": "bound_at_100",
+}
+
+
+def results_page(
+    measured: Sequence[MeasuredRow],
+    baselines: Sequence[MeasuredRow],
+    jobs: Sequence[Job],
+    facts: dict[str, Any],
+) -> str:
+    """Write the page.
+
+    Args:
+        measured: rows of the systems.
+        baselines: context-blind rows.
+        jobs: behind the rows.
+        facts: scale, command, machine and so on, by name.
+    """
+    rows = [*measured, *baselines]
+    with_noise = [row for row in measured if "noise_share_of_mu" in row.values]
+    first = next((row.values for row in measured), {})
+    parts = [
+        "# Table 1: dialog systems on Switchboard",
+        _facts(facts),
+        _head(first, facts),
+        "## The paper's columns",
+        _paper_table(rows),
+        "## What those columns do not show",
+        _MORE_TEXT,
+        _table(rows, _MORE),
+        "## The same in other forms",
+        "BLEU as NLTK from 3.6 on computes it; embedding scores of the words alone; corpus BLEU of "
+        "each context's first response.",
+        _table(rows, _OTHER_FORMS),
+        "## Is the posterior semi-implicit in more than name?",
+        _NOISE_TEXT,
+        _table(with_noise, _NOISE),
+        "## Pictures",
+        "![Relevance against diversity](relevance-diversity.svg)",
+        "[Examples](examples.md) shows responses of every system to the same contexts.",
+        "## Commands",
+        "Each row alone, all of its cells:",
+        _commands(measured, jobs),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+_MORE_TEXT = (
+    "R@1/10: how often a true response is likelier under its own context than under those of 9 "
+    "other dialogs; chance is 0.1, and no column of Table 1 measures this. log p(x|c) in nats a "
+    "response, by Monte Carlo over the prior for every system and by importance weighting where "
+    "densities exist. MI is capped by the log of the pairs behind it. distinct-n is over all "
+    "responses to all contexts; 4+ of 5 is the share of contexts whose first five responses hold "
+    "four different ones."
+)
+_NOISE_TEXT = (
+    "B_K in nats, at most log(K + 1); which share of the variance of the posterior means, and of "
+    "the posterior's own variance, the noise makes; the share of posteriors whose draws a "
+    "two-sample energy test tells from their best Gaussian at 5 %; and the bound L_K, which rises "
+    "with K."
+)
+
+
+def _facts(facts: dict[str, Any]) -> str:
+    return "\n".join(f"- {name}: {value}" for name, value in facts.items())
+
+
+def _head(first: dict[str, float], facts: dict[str, Any]) -> str:
+    if not first:
+        return ""
+    return (
+        f"Every system answers {first['contexts']:.0f} contexts {first['responses']:.0f} times at "
+        f"temperature {first['temperature']:g}: a response follows from its latent alone. "
+        f"Likelihoods on {first['pairs']:.0f} pairs with S = {first['prior_samples']:.0f}, "
+        f"R@1 with S = {first['ranking_samples']:.0f}. Where two numbers stand in a cell, the "
+        "second is half of the 95 % interval over training seeds. Rows in italics are the "
+        "paper's own; they were measured on another training split (twice as many conversations), "
+        "with other word vectors, and the paper names neither NLTK's version nor what it did with "
+        "words after the end mark."
+    )
+
+
+def _paper_table(rows: Sequence[MeasuredRow]) -> str:
+    lines = _header(COLUMNS)
+    for row in rows:
+        lines.append(_line(row, list(COLUMNS.values())))
+        for paper in row.row.paper if row.row else ():
+            cells = " | ".join(f"*{value:g}*" for value in paper.values)
+            lines.append(f"| *{paper.name} (paper)* | {cells} |")
+    return "\n".join(lines)
+
+
+def _table(rows: Sequence[MeasuredRow], columns: dict[str, str]) -> str:
+    if not rows:
+        return ""
+    return "\n".join([*_header(columns), *(_line(row, list(columns.values())) for row in rows)])
+
+
+def _header(columns: dict[str, str]) -> list[str]:
+    return [f"| | {' | '.join(columns)} |", f"| --- |{' --- |' * len(columns)}"]
+
+
+def _line(row: MeasuredRow, names: Sequence[str]) -> str:
+    return f"| {row.title} | {' | '.join(_cell(row, name) for name in names)} |"
+
+
+def _cell(row: MeasuredRow, name: str) -> str:
+    if name not in row.values:
+        return ""
+    places = 1 if name == "length" or abs(row.values[name]) >= 10 else 3
+    value = f"{row.values[name]:.{places}f}"
+    if name in row.half_widths:
+        value += f" ± {row.half_widths[name]:.{places}f}"
+    return value
+
+
+def _commands(measured: Sequence[MeasuredRow], jobs: Sequence[Job]) -> str:
+    lines = []
+    plan = jobs[0].plan if jobs else None
+    for row in measured:
+        if row.row is None or plan is None:
+            continue
+        seeds = ",".join(str(seed) for seed in row.seeds)
+        lines.append(f"{row.title}:\n\n    {_row_command(row.row, plan, seeds)}\n")
+    return "\n".join(lines)
+
+
+def _row_command(row: Row, plan: Plan, seeds: str) -> str:
+    scale = "small" if plan.scale.suffix else "full"
+    wanted = ",".join(name for name in (row.of, row.name) if name)
+    extra = ["--word-vectors", plan.word_vectors.name] if plan.word_vectors else []
+    if plan.max_steps:
+        extra += ["--max-steps", str(plan.max_steps)]
+    if plan.contexts:
+        extra += ["--contexts", str(plan.contexts)]
+    arguments = [
+        *("siserve", "reproduce", "dialog", "--scale", scale, "--rows", wanted),
+        *("--seeds", seeds, "--data", _last(plan.data), "--vectors", plan.vectors.name),
+        *(*extra, "--out", "OUT"),
+    ]
+    return shlex.join(arguments)
+
+
+def _last(path: Path) -> str:
+    return path.name

@@ -1,0 +1,122 @@
+"""`siserve reproduce dialog`: all rows of Table 1, resumable, to Markdown, JSON and pictures."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from siserve_training.checkpoint import write_atomically
+from siserve_training.errors import ConfigError
+from siserve_training.reproduce.examples import examples_page
+from siserve_training.reproduce.page import results_page
+from siserve_training.reproduce.plots import plot_relevance_diversity
+from siserve_training.reproduce.results import collect_rows, machine, score_baselines
+from siserve_training.reproduce.rows import ROWS, SCALES, Row
+from siserve_training.reproduce.runner import Job, Plan, run_jobs
+
+__all__ = ["chosen_rows", "make_plan", "reproduce_dialog", "with_limits"]
+
+_GPU_RUNS = 4  # side by side: the models are small
+
+
+def make_plan(scale: str, data: Path, out: Path, vectors: Path, word_vectors: Path | None) -> Plan:
+    """Check what all runs have in common.
+
+    Raises:
+        ConfigError: if the scale is unknown or a file is missing.
+    """
+    if scale not in SCALES:
+        raise ConfigError(f"--scale must be one of {', '.join(SCALES)}, got {scale!r}")
+    for option, path in (("--vectors", vectors), ("--word-vectors", word_vectors)):
+        if path is not None and not path.is_file():
+            raise ConfigError(f"{option} {path}: expected a file in GloVe's text format")
+    if not data.is_dir():
+        raise ConfigError(f"--data {data}: expected the folder of a corpus")
+    return Plan(
+        data.resolve(),
+        out.resolve(),
+        SCALES[scale],
+        vectors.resolve(),
+        word_vectors.resolve() if word_vectors else None,
+    )
+
+
+def chosen_rows(names: str) -> tuple[Row, ...]:
+    """Return the rows of a comma-separated list in the table's order, all for "".
+
+    Raises:
+        ConfigError: if a name is unknown, or a row is asked for without the one it scores again.
+    """
+    if not names:
+        return ROWS
+    wanted = [name.strip() for name in names.split(",")]
+    known = {row.name: row for row in ROWS}
+    for name in wanted:
+        if name not in known:
+            raise ConfigError(f"--rows: no row {name!r}; expected some of {', '.join(known)}")
+        if known[name].of and known[name].of not in wanted:
+            raise ConfigError(f"--rows: {name} scores the runs of {known[name].of}: name both")
+    return tuple(row for row in ROWS if row.name in wanted)
+
+
+def reproduce_dialog(
+    plan: Plan,
+    rows: Sequence[Row],
+    seeds: Sequence[int],
+    side_by_side: int,
+    say: Callable[[str], None],
+) -> Path:
+    """Train and score the rows that are not done, then write the results.
+
+    Args:
+        plan: what all runs have in common.
+        rows: of the table.
+        seeds: training seeds.
+        side_by_side: runs at a time, 0 to choose by the machine.
+        say: told what happens.
+
+    Returns:
+        The Markdown file.
+
+    Raises:
+        RunError: if a run fails.
+    """
+    cores = os.cpu_count() or 1
+    at_once = side_by_side or (_GPU_RUNS if torch.cuda.is_available() else cores)
+    jobs = [Job(row, seed, plan) for seed in seeds for row in rows]
+    run_jobs(jobs, at_once, max(1, cores // at_once), say)
+    measured = collect_rows(jobs)
+    say("scoring context-blind baselines")
+    baselines = score_baselines(plan)
+    facts = {
+        "scale": "small" if plan.scale.suffix else "full",
+        "settings of the scale": json.dumps(dict(plan.scale.settings)),
+        "corpus": plan.data.name,
+        "seeds": ", ".join(str(seed) for seed in seeds),
+        "vectors of the embedding scores": plan.vectors.name,
+        "word vectors at the start": plan.word_vectors.name if plan.word_vectors else "random",
+        **({"max_steps": plan.max_steps} if plan.max_steps else {}),
+        **machine(),
+    }
+    content = {
+        "facts": facts,
+        "rows": [row.to_json() for row in measured],
+        "baselines": [row.to_json() for row in baselines],
+    }
+    write_atomically(plan.out / "dialog.json", json.dumps(content, indent=2) + "\n")
+    plot_relevance_diversity(measured, baselines, plan.out)
+    of_first_seed = [job for job in jobs if job.seed == seeds[0]]
+    write_atomically(plan.out / "examples.md", examples_page(of_first_seed))
+    page = plan.out / "dialog.md"
+    write_atomically(page, results_page(measured, baselines, jobs, facts))
+    return page
+
+
+def with_limits(plan: Plan, max_steps: int, contexts: int) -> Plan:
+    """Cut every run short, to try things out."""
+    return replace(plan, max_steps=max_steps, contexts=contexts)
