@@ -9,8 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import onnx
-from siserve.bundle.manifest import Sizes
-from siserve.bundle.tensors import CONTEXT_ENCODER, DECODER, PRIOR, SI_SAMPLER, Graph
+from siserve.bundle.tensors import CONTEXT_ENCODER, DECODER, PRIOR, SI_SAMPLER
 
 from siserve_training.export.decoder import decoder_graph
 from siserve_training.export.dense import (
@@ -27,17 +26,22 @@ from siserve_training.export.dense import (
     normal_cdf,
     sample,
 )
+from siserve_training.export.encoder import (
+    begin,
+    condition_size,
+    context_encoder_graph,
+    refuse_unused,
+)
 from siserve_training.export.errors import ExportError
 from siserve_training.export.graph import GraphBuilder, Value
 from siserve_training.export.model import GraphSet, TrainedModel
-from siserve_training.export.recurrent import context_state, gru_step, utterance_vectors
+from siserve_training.export.recurrent import gru_step, utterance_vectors
+from siserve_training.export.sizes import AxisSizes
 from siserve_training.export.weights import Parameters, WeightStore
 
 __all__ = ["graphs"]
 
-_PROFILE_SIZE = 8
-#: Used in training only.
-_NOT_EXPORTED = ("bow_head.",)
+_TRAINING_ONLY = ("bow_head.",)
 
 
 def graphs(model: TrainedModel, weights: WeightStore) -> GraphSet:
@@ -51,53 +55,28 @@ def graphs(model: TrainedModel, weights: WeightStore) -> GraphSet:
         ExportError: if a weight is missing, has no place in the graphs, or does not fit.
     """
     emitter = _CVAE(model, weights)
+    p, sizes = emitter.parameters, emitter.sizes
     built = {
-        CONTEXT_ENCODER.file: emitter.context_encoder(),
+        CONTEXT_ENCODER.file: context_encoder_graph(model, weights, p, sizes),
         PRIOR.file: emitter.prior(),
         SI_SAMPLER.file: emitter.si_sampler(),
         DECODER.file: emitter.decoder(),
     }
-    unused = [n for n in emitter.parameters.unused() if not n.startswith(_NOT_EXPORTED)]
-    if unused:
-        raise ExportError(
-            f"no graph uses {', '.join(unused)}; the features or the method named for the export "
-            "are not those that the model was trained with"
-        )
-    return GraphSet(built, emitter.sizes.manifest(emitter.parameters.count_used()))
+    refuse_unused(p, *_TRAINING_ONLY)
+    return GraphSet(built, sizes.manifest(p))
 
 
 @dataclass(frozen=True)
-class _AxisSizes:
-    """Sizes as the weights tell them."""
+class _Noise:
+    """Numbers that a draw of parameters takes, as the weights tell them.
 
-    vocabulary: int
-    word_embedding: int
-    condition: int
-    latent: int
-    noise: int
-    prior_noise: int
-    state: int
+    Attributes:
+        posterior: 0 for a Gaussian posterior, 1 for a mixture, which chooses by it.
+        prior: 0 for a Gaussian prior.
+    """
 
-    @property
-    def sampler_noise(self) -> int:
-        """E of the sampler: noise of the posterior's parameters, then of the prior's."""
-        return max(1, self.noise + self.prior_noise)
-
-    def by_axis(self) -> dict[str, int]:
-        axes = {"C": self.condition, "D": self.latent, "E": self.sampler_noise}
-        return {**axes, "H": self.state, "P": self.latent + self.prior_noise}
-
-    def manifest(self, num_parameters: int) -> Sizes:
-        return Sizes(
-            vocabulary=self.vocabulary,
-            word_embedding=self.word_embedding,
-            context=self.condition,
-            latent=self.latent,
-            noise=self.sampler_noise,
-            prior_noise=self.latent + self.prior_noise,
-            state=self.state,
-            num_parameters=num_parameters,
-        )
+    posterior: int
+    prior: int
 
 
 class _CVAE:
@@ -107,27 +86,13 @@ class _CVAE:
         self._model = model
         self._weights = weights
         self.parameters = Parameters(model.arrays)
-        self.sizes = self._read_sizes()
-
-    def context_encoder(self) -> onnx.ModelProto:
-        g, given = self._begin(CONTEXT_ENCODER)
-        p, features = self.parameters, self._model.features
-        parts = [context_state(g, p, given["utterances"], given["floor"])]
-        if features.profile:
-            parts.insert(0, given["profile"])
-        if features.topics:
-            table = p["topic_embedding.weight"]
-            parts.insert(0, g.rows_of("topic_embedding.weight", table, given["topic"]))
-        c = parts[0] if len(parts) == 1 else g.op("Concat", *parts, axis=1)  # (B, C)
-        return g.build(CONTEXT_ENCODER, {"c": c}, self.sizes.by_axis())
+        self.noise, self.sizes = self._read_sizes()
 
     def prior(self) -> onnx.ModelProto:
-        g, given = self._begin(PRIOR)
-        eps, sizes = given["eps_z"], self.sizes
-        if sizes.prior_noise:
-            eps, of_lam = g.ops(
-                "Split", 2, eps, g.integers(sizes.latent, sizes.prior_noise), axis=1
-            )
+        g, given = begin(self._weights, PRIOR)
+        eps, sizes, noise = given["eps_z"], self.sizes, self.noise
+        if noise.prior:
+            eps, of_lam = g.ops("Split", 2, eps, g.integers(sizes.latent, noise.prior), axis=1)
             drawn = self._prior(g, given["c"], g.unsqueeze(of_lam, 1))  # (R, 1)
             z = sample(g, first_draw(g, drawn), eps)
         else:
@@ -136,7 +101,7 @@ class _CVAE:
 
     def si_sampler(self) -> onnx.ModelProto:
         """Draw from q(z|x,c); its density is the mixture that holds the own component."""
-        g, given = self._begin(SI_SAMPLER)
+        g, given = begin(self._weights, SI_SAMPLER)
         response = utterance_vectors(g, self.parameters, given["response"])  # (R, F)
         features = [given["c"], response]
         eps_post, eps_prior = self._split_noise(g, given["eps_lam"])
@@ -150,9 +115,9 @@ class _CVAE:
 
     def _split_noise(self, g: GraphBuilder, eps_lam: Value) -> tuple[Value, Value | None]:
         """Divide the sampler's noise into that of the posterior and that of the prior."""
-        if not self.sizes.prior_noise:
+        if not self.noise.prior:
             return eps_lam, None
-        widths = g.integers(self.sizes.noise, self.sizes.prior_noise)
+        widths = g.integers(self.noise.posterior, self.noise.prior)
         own, of_prior = g.ops("Split", 2, eps_lam, widths, axis=2)
         return own, of_prior
 
@@ -161,10 +126,10 @@ class _CVAE:
     ) -> tuple[Gaussian, Callable[[Value], Value]]:
         """Return the own component, and q(z): of a semi-implicit posterior, or a Gaussian one."""
         clamp = self._model.logvar_clamp
-        if not self.sizes.noise:
+        if not self.noise.posterior:
             q = gaussian_head(g, self.parameters, "posterior_net", features, logvar_clamp=clamp)
             return q, lambda z: log_density(g, q, z)
-        noise = Noise(eps_lam, self.sizes.noise)
+        noise = Noise(eps_lam, self.noise.posterior)
         mixture = gaussian_head(g, self.parameters, "posterior_net", features, noise, clamp)
 
         def log_q(z: Value) -> Value:
@@ -210,54 +175,39 @@ class _CVAE:
             self._weights, p, self._model.tokens, self.sizes.by_axis(), first_state, step
         )
 
-    def _begin(self, graph: Graph) -> tuple[GraphBuilder, dict[str, Value]]:
-        given = {tensor.name: Value(tensor.name) for tensor in graph.inputs}
-        return GraphBuilder(self._weights), given
-
     def _prior(self, g: GraphBuilder, c: Value, eps_prior: Value | None = None) -> Gaussian:
         """Emit p(z|c), or p(z|lambda) for draws of the prior's noise, (R, A1, E)."""
-        noise = None if eps_prior is None else Noise(eps_prior, self.sizes.prior_noise)
+        noise = None if eps_prior is None else Noise(eps_prior, self.noise.prior)
         clamp = self._model.logvar_clamp
         return gaussian_head(g, self.parameters, "prior_net", [c], noise, clamp)
 
-    def _read_sizes(self) -> _AxisSizes:
-        p, features = self.parameters, self._model.features
-        vocabulary, word_embedding = p.shape("embedding.weight")
-        condition = p.shape("context_encoder.gru.weight_hh_l0")[1]
-        if features.profile:
-            condition += _PROFILE_SIZE
-        if features.topics:
-            num_topics, topic_size = p.shape("topic_embedding.weight")
-            condition += topic_size
-            if num_topics != len(features.topics) + 1:
-                raise ExportError(
-                    f"topic_embedding.weight has {num_topics} rows; expected "
-                    f"{len(features.topics) + 1}, one for each topic and one for none"
-                )
-        prior = "hidden" if "prior_net.hidden.weight" in p else "out"
-        posterior = "hidden" if "posterior_net.hidden.weight" in p else "out"
-        response = 2 * p.shape("utterance_encoder.gru.weight_hh_l0")[1]
+    def _read_sizes(self) -> tuple[_Noise, AxisSizes]:
+        p = self.parameters
+        condition = condition_size(self._model, p)
+        latent = p.shape("prior_net.out.bias")[0] // 2
         is_mixture = "posterior_net.weight.weight" in p
-        sizes = _AxisSizes(
-            vocabulary=vocabulary,
-            word_embedding=word_embedding,
-            condition=condition,
-            latent=p.shape("prior_net.out.bias")[0] // 2,
-            noise=1
-            if is_mixture
-            else p.shape(f"posterior_net.{posterior}.weight")[1] - condition - response,
-            prior_noise=p.shape(f"prior_net.{prior}.weight")[1] - condition,
-            state=p.shape("decoder.gru.weight_hh_l0")[1],
+        prior, posterior = (
+            f"{net}.{'hidden' if f'{net}.hidden.weight' in p else 'out'}.weight"
+            for net in ("prior_net", "posterior_net")
         )
-        noise = 0 if is_mixture else max(sizes.noise, 0)
+        features = condition + 2 * p.shape("utterance_encoder.gru.weight_hh_l0")[1]
+        of_posterior = 0 if is_mixture else max(0, p.shape(posterior)[1] - features)
+        of_prior = p.shape(prior)[1] - condition
         for name, inputs in (
-            (f"prior_net.{prior}.weight", condition + max(sizes.prior_noise, 0)),
-            (f"posterior_net.{posterior}.weight", condition + response + noise),
-            ("decoder.init.weight", condition + sizes.latent),
+            (prior, condition + max(of_prior, 0)),
+            (posterior, features + of_posterior),
+            ("decoder.init.weight", condition + latent),
         ):
             if p.shape(name)[1] != inputs:
                 raise ExportError(
                     f"{name} takes {p.shape(name)[1]} inputs; the condition vector has {condition} "
                     f"numbers, so {inputs} are expected: check the features named for the export"
                 )
-        return sizes
+        noise = _Noise(1 if is_mixture else of_posterior, of_prior)
+        return noise, AxisSizes(
+            condition=condition,
+            latent=latent,
+            noise=max(1, noise.posterior + noise.prior),
+            state=p.shape("decoder.gru.weight_hh_l0")[1],
+            prior=latent + noise.prior,
+        )

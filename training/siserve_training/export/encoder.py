@@ -1,0 +1,76 @@
+"""Emitter of what all dialog models share: the context encoder and the condition vector."""
+
+from __future__ import annotations
+
+import onnx
+from siserve.bundle.tensors import CONTEXT_ENCODER, Graph
+
+from siserve_training.export.errors import ExportError
+from siserve_training.export.graph import GraphBuilder, Value
+from siserve_training.export.model import TrainedModel
+from siserve_training.export.recurrent import context_state
+from siserve_training.export.sizes import AxisSizes
+from siserve_training.export.weights import Parameters, WeightStore
+
+__all__ = ["begin", "condition_size", "context_encoder_graph", "refuse_unused"]
+
+_PROFILE_SIZE = 8
+
+
+def begin(weights: WeightStore, graph: Graph) -> tuple[GraphBuilder, dict[str, Value]]:
+    """Open a graph; return its builder and its inputs by name."""
+    return GraphBuilder(weights), {tensor.name: Value(tensor.name) for tensor in graph.inputs}
+
+
+def context_encoder_graph(
+    model: TrainedModel, weights: WeightStore, p: Parameters, sizes: AxisSizes
+) -> onnx.ModelProto:
+    """Emit context_encoder.onnx: c = [topic, profiles, context state], as far as they are known."""
+    g, given = begin(weights, CONTEXT_ENCODER)
+    parts = [context_state(g, p, given["utterances"], given["floor"])]
+    if model.features.profile:
+        parts.insert(0, given["profile"])
+    if model.features.topics:
+        table = p["topic_embedding.weight"]
+        parts.insert(0, g.rows_of("topic_embedding.weight", table, given["topic"]))
+    c = parts[0] if len(parts) == 1 else g.op("Concat", *parts, axis=1)  # (B, C)
+    return g.build(CONTEXT_ENCODER, {"c": c}, sizes.by_axis())
+
+
+def condition_size(model: TrainedModel, p: Parameters) -> int:
+    """Return C.
+
+    Raises:
+        ExportError: if the table of topics does not fit the features.
+    """
+    condition = p.shape("context_encoder.gru.weight_hh_l0")[1]
+    features = model.features
+    if features.profile:
+        condition += _PROFILE_SIZE
+    if features.topics:
+        num_topics, topic_size = p.shape("topic_embedding.weight")
+        condition += topic_size
+        if num_topics != len(features.topics) + 1:
+            raise ExportError(
+                f"topic_embedding.weight has {num_topics} rows; expected "
+                f"{len(features.topics) + 1}, one for each topic and one for none"
+            )
+    return condition
+
+
+def refuse_unused(p: Parameters, *training_only: str) -> None:
+    """Check that every weight stands in a graph.
+
+    Args:
+        p: the model's weights, after all graphs are made.
+        training_only: what the names of weights that only training needs begin with.
+
+    Raises:
+        ExportError: if a weight is left over.
+    """
+    unused = [name for name in p.unused() if not name.startswith(training_only)]
+    if unused:
+        raise ExportError(
+            f"no graph uses {', '.join(unused)}; the features or the method named for the export "
+            "are not those that the model was trained with"
+        )
