@@ -78,6 +78,7 @@ METRICS = [
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.corpus
 def test_on_the_real_test_split_replies_that_ignore_the_context_score_what_is_known(switchboard):
     corpus = DialogCorpus(switchboard)
