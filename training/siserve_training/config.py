@@ -65,6 +65,9 @@ class TrainConfig:
     decoder_hidden: int = 400
     bow_hidden: int = 400
     logvar_clamp: float = 10.0  # 0: none, for parity with the peers
+    encoder_dropout: float = 0.0  # hred; share of a word's units dropped there (TEXAR: 0.5)
+    context_dropout: float = 0.0  # hred; of c (TEXAR: 0.7)
+    decoder_dropout: float = 0.0  # hred; of a word's units before the decoder (TEXAR: 0.7)
 
     # objective
     num_latents: int = 5  # J
@@ -126,6 +129,11 @@ class TrainConfig:
                 f"max_utterance_tokens must be at least 3, got {self.max_utterance_tokens}: "
                 "<s>, a word and </s>"
             )
+        for name in ("encoder_dropout", "context_dropout", "decoder_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(
+                    f"{name} must lie from 0 to below 1, got {getattr(self, name)}; 1 drops all"
+                )
         for name in ("passes", "clip_norm", "ratio", "exploding_loss"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} must be above 0, got {getattr(self, name)}")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import onnx
 from siserve.bundle.tensors import CONTEXT_ENCODER, DECODER, PRIOR, SI_SAMPLER
 
-from siserve_training.export.decoder import decoder_graph
+from siserve_training.export.decoder import decoder_graph, word_step
 from siserve_training.export.dense import (
     Gaussian,
     Noise,
@@ -35,7 +35,7 @@ from siserve_training.export.encoder import (
 from siserve_training.export.errors import ExportError
 from siserve_training.export.graph import GraphBuilder, Value
 from siserve_training.export.model import GraphSet, TrainedModel
-from siserve_training.export.recurrent import gru_step, utterance_vectors
+from siserve_training.export.recurrent import utterance_vectors
 from siserve_training.export.sizes import AxisSizes
 from siserve_training.export.weights import Parameters, WeightStore
 
@@ -166,13 +166,8 @@ class _CVAE:
         def first_state(g: GraphBuilder, c: Value, z: Value) -> Value:
             return linear(g, p, "decoder.init", c, z)
 
-        def step(b: GraphBuilder, token: Value, state: Value) -> tuple[Value, Value]:
-            embedded = b.rows_of("embedding.weight", p["embedding.weight"], token)  # (R, W)
-            state = gru_step(b, p, "decoder.gru", embedded, state)
-            return state, state
-
         return decoder_graph(
-            self._weights, p, self._model.tokens, self.sizes.by_axis(), first_state, step
+            self._weights, p, self._model.tokens, self.sizes.by_axis(), first_state, word_step(p)
         )
 
     def _prior(self, g: GraphBuilder, c: Value, eps_prior: Value | None = None) -> Gaussian:

@@ -9,10 +9,11 @@ from siserve.bundle.manifest import Tokens
 from siserve.bundle.tensors import DECODER, Tensor
 
 from siserve_training.export.graph import GraphBuilder, Value
+from siserve_training.export.recurrent import gru_step
 from siserve_training.export.sampling import Blocks, choose_token, read_options
 from siserve_training.export.weights import Parameters, WeightStore
 
-__all__ = ["FirstState", "Step", "decoder_graph"]
+__all__ = ["FirstState", "Step", "decoder_graph", "word_step"]
 
 #: (graph, c, z) to the state before ``<s>``, (R, H).
 FirstState = Callable[[GraphBuilder, Value, Value], Value]
@@ -79,6 +80,17 @@ def decoder_graph(
     _, state, chosen, log_probs = g.loop(num_steps, carried, scanned, one_step, sizes)
     outputs = {"tokens": chosen, "log_probs": log_probs, "state_out": state}
     return g.build(DECODER, outputs, sizes)
+
+
+def word_step(p: Parameters) -> Step:
+    """Return the step of a decoder whose GRU is told the last word and nothing else."""
+
+    def step(b: GraphBuilder, token: Value, state: Value) -> tuple[Value, Value]:
+        embedded = b.rows_of("embedding.weight", p["embedding.weight"], token)  # (R, W)
+        state = gru_step(b, p, "decoder.gru", embedded, state)
+        return state, state
+
+    return step
 
 
 def _first_states(

@@ -39,6 +39,7 @@ METHODS = {
     "si-cvae": Place(f"{_METHODS}.si_cvae", f"{_EXPORT}.cvae"),
     "cvae": Place(f"{_METHODS}.cvae", f"{_EXPORT}.cvae"),
     "cvae-bow": Place(f"{_METHODS}.cvae", f"{_EXPORT}.cvae"),
+    "hred": Place(f"{_METHODS}.hred", f"{_EXPORT}.hred"),
     "gmm-cvae": Place(f"{_METHODS}.gmm_cvae", f"{_EXPORT}.cvae"),
 }
 
