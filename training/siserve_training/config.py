@@ -27,7 +27,22 @@ _CHOICES = {
     "schedule": ("constant", "monotonic", "cyclical"),
     "kl_form": ("monte-carlo", "closed-form"),
     "precision": ("fp32", "tf32", "bf16"),
+    "co_updates": ("joint", "alternate"),
+    "autoencoder_optimizer": ("sgd", "adam"),
 }
+_AT_LEAST = {
+    2: "prior_components",
+    1: "vocabulary_size context_utterances word_embedding utterance_hidden context_hidden "
+    "topic_embedding latent noise components prior_hidden decoder_hidden num_latents cycles "
+    "batch_size run_length log_every eval_every save_every critic_hidden rate_decay_passes "
+    "critic_steps",
+    0: "noise_gain prior_noise post_hidden bow_hidden logvar_clamp num_aux aux_horizon aux_floor "
+    "beta_max free_nats bow_weight max_steps co_ramp learning_rate seed valid_pairs frequent_words "
+    "sampled_words generator_rate critic_rate gp_weight",
+}
+_ABOVE_0 = "passes clip_norm ratio exploding_loss rate_decay gumbel_temperature"
+_SHARES = "hide_feature_rate decay_share exact_share"
+_DROPOUTS = "encoder_dropout utterance_dropout context_dropout decoder_dropout"
 
 
 @dataclass(frozen=True)
@@ -65,9 +80,14 @@ class TrainConfig:
     decoder_hidden: int = 400
     bow_hidden: int = 400
     logvar_clamp: float = 10.0  # 0: none, for parity with the peers
-    encoder_dropout: float = 0.0  # hred; share of a word's units dropped there (TEXAR: 0.5)
+    encoder_dropout: float = 0.0  # hred, dialogwae; of a word's units (TEXAR, Gu et al.: 0.5)
     context_dropout: float = 0.0  # hred; of c (TEXAR: 0.7)
-    decoder_dropout: float = 0.0  # hred; of a word's units before the decoder (TEXAR: 0.7)
+    decoder_dropout: float = 0.0  # hred, dialogwae; of a word's (TEXAR: 0.7, Gu et al.: 0.5)
+    prior_components: int = 3  # dialogwae-gmp
+    gumbel_temperature: float = 0.1  # dialogwae-gmp; of the choice, in gradients
+    critic_hidden: int = 600  # dialogwae
+    keep_start_mark: bool = True  # dialogwae; whether <s> is encoded, false in the authors' code
+    utterance_dropout: float = 0.0  # dialogwae; of [utterance, floor] (the authors: 0.25)
 
     # objective
     num_latents: int = 5  # J
@@ -91,7 +111,18 @@ class TrainConfig:
     learning_rate: float = 1e-3
     decay_share: float = 0.0  # last share of the run in which the rate falls to 0, linearly
     cosine_cycles: bool = False  # the rate falls to 0 within each cycle of beta
-    clip_norm: float = 5.0
+    clip_norm: float = 5.0  # of all gradients; cvae-co clips each element to it
+    co_updates: str = "joint"  # cvae-co; both losses each step, or alternate: pass by pass
+    co_ramp: int = 2500  # cvae-co; updates over which G(z) takes the place of r
+    autoencoder_optimizer: str = "sgd"  # dialogwae; sgd or adam, at learning_rate
+    rate_decay: float = 0.6  # dialogwae; factor on the autoencoder's rate ...
+    rate_decay_passes: int = 2  # ... after each so many passes
+    generator_rate: float = 5e-5  # dialogwae; of RMSprop
+    critic_rate: float = 1e-5  # dialogwae; of RMSprop
+    critic_steps: int = 5  # dialogwae; for each update of the autoencoder
+    critic_fresh_batches: bool = True  # dialogwae; all but the first on batches of their own
+    gp_weight: float = 10.0  # dialogwae; of the gradient penalty
+    gp_per_sample: bool = False  # dialogwae; false: gradients of a batch mean, as the authors have
     exploding_loss: float = 1e5  # nats; a loss above it stops the run
     frequent_words: int = 0  # words that a sampled softmax always holds; 0 for the exact softmax
     sampled_words: int = 500  # drawn from the others at each step
@@ -112,34 +143,12 @@ class TrainConfig:
                 raise ConfigError(
                     f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}"
                 )
-        at_least = {
-            1: "vocabulary_size context_utterances word_embedding utterance_hidden context_hidden "
-            "topic_embedding latent noise components prior_hidden decoder_hidden num_latents "
-            "cycles batch_size run_length log_every eval_every save_every",
-            0: "noise_gain prior_noise post_hidden bow_hidden logvar_clamp num_aux aux_horizon "
-            "aux_floor beta_max free_nats bow_weight max_steps learning_rate seed valid_pairs frequent_words "
-            "sampled_words",
-        }
-        for least, names in at_least.items():
-            for name in names.split():
-                if getattr(self, name) < least:
-                    raise ConfigError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        self._check_ranges()
         if self.max_utterance_tokens < 3:
             raise ConfigError(
                 f"max_utterance_tokens must be at least 3, got {self.max_utterance_tokens}: "
                 "<s>, a word and </s>"
             )
-        for name in ("encoder_dropout", "context_dropout", "decoder_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(
-                    f"{name} must lie from 0 to below 1, got {getattr(self, name)}; 1 drops all"
-                )
-        for name in ("passes", "clip_norm", "ratio", "exploding_loss"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"{name} must be above 0, got {getattr(self, name)}")
-        for name in ("hide_feature_rate", "decay_share", "exact_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"{name} must lie in 0 to 1, got {getattr(self, name)}")
         if self.bow_weight and not self.bow_hidden:
             raise ConfigError("bow_weight needs a bag-of-words head; set bow_hidden above 0")
         if self.method == "gmm-cvae" and self.num_latents != self.components:
@@ -148,6 +157,23 @@ class TrainConfig:
                 f"got {self.num_latents} and {self.components}"
             )
         self.inner_steps()
+
+    def _check_ranges(self) -> None:
+        for least, names in _AT_LEAST.items():
+            for name in names.split():
+                if getattr(self, name) < least:
+                    raise ConfigError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        for name in _ABOVE_0.split():
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name} must be above 0, got {getattr(self, name)}")
+        for name in _SHARES.split():
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name} must lie in 0 to 1, got {getattr(self, name)}")
+        for name in _DROPOUTS.split():
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(
+                    f"{name} must lie from 0 to below 1, got {getattr(self, name)}; 1 drops all"
+                )
 
     def inner_steps(self) -> int | None:
         """Return Algorithm 1's T_a: 0 for off, None for adaptive.

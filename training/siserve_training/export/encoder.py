@@ -12,7 +12,7 @@ from siserve_training.export.recurrent import context_state
 from siserve_training.export.sizes import AxisSizes
 from siserve_training.export.weights import Parameters, WeightStore
 
-__all__ = ["begin", "condition_size", "context_encoder_graph", "refuse_unused"]
+__all__ = ["begin", "condition_size", "context_encoder_graph", "refuse_unused", "told_utterances"]
 
 _PROFILE_SIZE = 8
 
@@ -27,7 +27,8 @@ def context_encoder_graph(
 ) -> onnx.ModelProto:
     """Emit context_encoder.onnx: c = [topic, profiles, context state], as far as they are known."""
     g, given = begin(weights, CONTEXT_ENCODER)
-    parts = [context_state(g, p, given["utterances"], given["floor"])]
+    utterances = told_utterances(g, model, given["utterances"])
+    parts = [context_state(g, p, utterances, given["floor"])]
     if model.features.profile:
         parts.insert(0, given["profile"])
     if model.features.topics:
@@ -35,6 +36,13 @@ def context_encoder_graph(
         parts.insert(0, g.rows_of("topic_embedding.weight", table, given["topic"]))
     c = parts[0] if len(parts) == 1 else g.op("Concat", *parts, axis=1)  # (B, C)
     return g.build(CONTEXT_ENCODER, {"c": c}, sizes.by_axis())
+
+
+def told_utterances(g: GraphBuilder, model: TrainedModel, ids: Value) -> Value:
+    """Leave out the first column, that of ``<s>``, if the model never sees it; (..., T)."""
+    if model.keep_start_mark:
+        return ids
+    return g.op("Slice", ids, g.integers(1), g.integers(2**31), g.integers(-1))
 
 
 def condition_size(model: TrainedModel, p: Parameters) -> int:

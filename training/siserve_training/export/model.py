@@ -23,6 +23,7 @@ class TrainedModel:
         tokens: ids of the special tokens.
         features: what the condition vector holds beside the context.
         logvar_clamp: bound on the absolute log-variances of all heads, 0 for none.
+        keep_start_mark: whether ``<s>`` is encoded with an utterance.
     """
 
     method: str
@@ -30,6 +31,7 @@ class TrainedModel:
     tokens: Tokens
     features: Features
     logvar_clamp: float = 0.0
+    keep_start_mark: bool = True
 
 
 @dataclass(frozen=True)

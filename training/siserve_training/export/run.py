@@ -80,6 +80,7 @@ def export_run(
         tokens=Tokens.model_validate(dataclasses.asdict(text.tokens)),
         features=Features(topics=found.topics, profile=found.profile),
         logvar_clamp=config.logvar_clamp,
+        keep_start_mark=getattr(model.config, "keep_start_mark", True),
     )
     longest = config.max_utterance_tokens
     release = Release(

@@ -39,8 +39,11 @@ METHODS = {
     "si-cvae": Place(f"{_METHODS}.si_cvae", f"{_EXPORT}.cvae"),
     "cvae": Place(f"{_METHODS}.cvae", f"{_EXPORT}.cvae"),
     "cvae-bow": Place(f"{_METHODS}.cvae", f"{_EXPORT}.cvae"),
+    "cvae-co": Place(f"{_METHODS}.cvae_co", f"{_EXPORT}.cvae_co"),
     "hred": Place(f"{_METHODS}.hred", f"{_EXPORT}.hred"),
     "gmm-cvae": Place(f"{_METHODS}.gmm_cvae", f"{_EXPORT}.cvae"),
+    "dialogwae": Place(f"{_METHODS}.dialogwae", f"{_EXPORT}.dialogwae"),
+    "dialogwae-gmp": Place(f"{_METHODS}.dialogwae_gmp", f"{_EXPORT}.dialogwae"),
 }
 
 
