@@ -26,8 +26,10 @@ from siserve_training.checkpoint import LoopState, load_optimizers, pointed, sav
 from siserve_training.config import TrainConfig
 from siserve_training.data.pairs import Ints
 from siserve_training.errors import ConfigError, DivergenceError
+from siserve_training.evaluation.noise_use import noise_shares
 from siserve_training.methods import load_method
 from siserve_training.methods.method import LossReport, Update
+from siserve_training.models.cvae import CVAE
 from siserve_training.models.dialog_model import DialogModel
 from siserve_training.objectives.schedules import AuxRamp, BetaSchedule, Moment
 from siserve_training.reporting import Reporter
@@ -272,6 +274,8 @@ class Trainer:
     def evaluate(self, report: Reporter) -> None:
         """Measure the valid ELBO at beta 1 and keep the best checkpoint."""
         values = validate(self.raw_model, self.data.valid, self.config, self.device)
+        if isinstance(self.raw_model, CVAE) and self.raw_model.config.noise:
+            values |= noise_shares(self.raw_model, self.data.valid, self.config)
         report.record(self.state.step, "valid", values)
         names: tuple[str, ...] = ("last",)
         if values["score"] > self.state.best_score:

@@ -21,7 +21,7 @@ from siserve_training.models.cvae import CVAE
 from siserve_training.models.draws import Encoded, Noise
 from siserve_training.tasks.prepared import RANKING, StepNoise, evaluation_batches
 
-__all__ = ["NoiseUse", "bounds_by_num_aux", "energy_test", "noise_use"]
+__all__ = ["NoiseUse", "bounds_by_num_aux", "energy_test", "noise_shares", "noise_use"]
 
 _DRAWS = 256
 _AXES = 8
@@ -113,6 +113,18 @@ def noise_use(model: CVAE, pairs: PairSet, config: TrainConfig, count: int = 100
         non_gaussian=float(np.mean(rejected)),
         pairs=len(rejected),
     )
+
+
+def noise_shares(
+    model: CVAE, pairs: PairSet, config: TrainConfig, count: int = 32
+) -> dict[str, float]:
+    """Return what `noise_use` finds by the names of the training log."""
+    use = noise_use(model, pairs, config, count)
+    return {
+        "noise_share_of_mu": use.share_of_mu,
+        "noise_share_of_width": use.share_of_width,
+        "non_gaussian": use.non_gaussian,
+    }
 
 
 def _looks_gaussian(model: CVAE, encoded: Encoded, row: int, noise: StepNoise) -> float:
