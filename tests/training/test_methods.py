@@ -29,6 +29,7 @@ ADVERSARIAL = {"autoencoder_optimizer": "adam", "critic_hidden": 8, "critic_step
 OWN: dict[str, dict[str, Any]] = {
     "cvae-bow": {"bow_weight": 1.0},
     "gmm-cvae": {"components": 2},
+    "cvae-co": {"schedule": "constant", "co_ramp": 20},
     "dialogwae": {**ADVERSARIAL, "keep_start_mark": False, "encoder_dropout": 0.2},
     "dialogwae-gmp": {**ADVERSARIAL, "generator_rate": 1e-3},
 }

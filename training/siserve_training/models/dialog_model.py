@@ -7,6 +7,7 @@ latents from prior and posterior, score a response, step the decoder.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -15,13 +16,14 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from siserve_training.data.batches import DialogBatch
 from siserve_training.models.draws import Encoded, Latents, Noise, NoiseWidths
+from siserve_training.nets.collaborative import ConditionedDecoder
 from siserve_training.nets.dropout import Dropout
 from siserve_training.nets.gru import PackedLayout
 from siserve_training.nets.initial import initialise_as_zhao
 from siserve_training.nets.output import WordSample, token_log_probs
 from siserve_training.nets.recurrent import ContextEncoder, ResponseDecoder, UtteranceEncoder
 
-__all__ = ["DialogModel", "DialogModelConfig"]
+__all__ = ["DialogModel", "DialogModelConfig", "PackedResponses"]
 
 _PROFILE_SIZE = 8
 
@@ -84,6 +86,25 @@ class DialogModelConfig(PreTrainedConfig):
         return self.widths.z + self.widths.prior
 
 
+@dataclass(frozen=True)
+class PackedResponses:
+    """Responses as a decoder takes them, J rows for each of B responses.
+
+    Attributes:
+        layout: of the packed tokens, R = B J rows.
+        words: vectors of the distinct words, (M, W).
+        places: index into `words` of each packed input token, (N,).
+        targets: id of the token that follows each place, (N,).
+        draws: J.
+    """
+
+    layout: PackedLayout
+    words: Tensor
+    places: Tensor
+    targets: Tensor
+    draws: int
+
+
 class DialogModel(PreTrainedModel, ABC):
     """Encoders of utterances and contexts; the latents and the decoder are each model's own.
 
@@ -98,7 +119,7 @@ class DialogModel(PreTrainedModel, ABC):
     has_densities = True
     #: Whether the response follows from the context alone, without a latent.
     is_deterministic = False
-    decoder: ResponseDecoder
+    decoder: ResponseDecoder | ConditionedDecoder
 
     def __init__(self, config: DialogModelConfig) -> None:
         super().__init__(config)
@@ -190,18 +211,34 @@ class DialogModel(PreTrainedModel, ABC):
             sample: words over which the softmax is estimated; None for all.
             dropout: on the words that the decoder is told.
         """
-        pairs, draws, _ = z.shape  # B, J, D
+        draws = z.shape[1]
         each = c if c.dim() == 3 else c.unsqueeze(1).expand(-1, draws, -1)
         state = self.first_state(each, z)  # (B, J, H)
-        layout = PackedLayout.of(batch.response_lengths.repeat_interleave(draws), z.device)
+        told = self.pack_responses(batch, draws, dropout)
+        states = self.decoder(told.words, told.places, told.layout, state.flatten(0, 1))
+        return self.score_states(states, told, sample)
+
+    def pack_responses(
+        self, batch: DialogBatch, draws: int, dropout: Dropout | None = None
+    ) -> PackedResponses:
+        """Lay out what the decoder is told, and what it is to say, for J draws of each response."""
+        layout = PackedLayout.of(
+            batch.response_lengths.repeat_interleave(draws), batch.response.device
+        )
         ids = batch.utterances[batch.response]  # (B, T)
         given = ids[layout.rows // draws, layout.steps]  # (N,)
         targets = ids[layout.rows // draws, layout.steps + 1]
-        words, places = torch.unique(given, return_inverse=True)
-        vectors = self.embedding(words)  # (M, W)
+        distinct, places = torch.unique(given, return_inverse=True)
+        words = self.embedding(distinct)  # (M, W)
         if dropout is not None:  # every token has a mask of its own
-            vectors, places = dropout(vectors[places]), torch.arange(len(given), device=z.device)
-        states = self.decoder(vectors, places, layout, state.flatten(0, 1))
-        log_p = token_log_probs(states, self.decoder.out, targets, sample)  # (N,)
-        sums = log_p.new_zeros(pairs * draws).index_add(0, layout.rows, log_p)
-        return sums.view(pairs, draws)  # (B, J)
+            words, places = dropout(words[places]), torch.arange(len(given), device=given.device)
+        return PackedResponses(layout, words, places, targets, draws)
+
+    def score_states(
+        self, states: Tensor, told: PackedResponses, sample: WordSample | None = None
+    ) -> Tensor:
+        """Sum the log-probabilities of targets over each response, (N, H) to (B, J)."""
+        log_p = token_log_probs(states, self.decoder.out, told.targets, sample)  # (N,)
+        rows = int(told.layout.batch_sizes[0])
+        sums = log_p.new_zeros(rows).index_add(0, told.layout.rows, log_p)
+        return sums.view(-1, told.draws)  # (B, J)

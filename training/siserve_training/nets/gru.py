@@ -120,6 +120,7 @@ def packed_gru(
     state: Tensor | None = None,
     shift: Tensor | None = None,
     reverse: bool = False,
+    shift_index: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Run one direction of a one-layer GRU over packed sequences.
 
@@ -134,6 +135,7 @@ def packed_gru(
         state: first states, (R, H); zeros by default.
         shift: further inputs at each place, (N, F'), columns F to F+F' of the input weight.
         reverse: take the parameters of the backward direction.
+        shift_index: makes `shift` a table too, its row at each packed place, (N,).
 
     Returns:
         States at each place, (N, H), and each row's final state, (R, H).
@@ -149,13 +151,17 @@ def packed_gru(
     if table.device.type != "cpu":
         data = nn.functional.embedding(index, table)
         if shift is not None:
-            data = torch.cat([data, shift.to(data.dtype)], dim=-1)
+            further = shift if shift_index is None else shift[shift_index]
+            data = torch.cat([data, further.to(data.dtype)], dim=-1)
         return _library_gru(gru, data, layout, state, reverse)
     width = table.shape[1]
     projected = nn.functional.linear(table, weight_ih[:, :width], bias_ih)  # (M, 3H)
     inputs = nn.functional.embedding(index, projected)  # (N, 3H)
     if shift is not None:
-        inputs = inputs + nn.functional.linear(shift.to(inputs.dtype), weight_ih[:, width:])
+        further = nn.functional.linear(shift.to(inputs.dtype), weight_ih[:, width:])
+        if shift_index is not None:
+            further = nn.functional.embedding(shift_index, further)  # (N, 3H)
+        inputs = inputs + further
     tensors = [tensor.to(inputs.dtype) for tensor in (inputs, state, weight_hh, bias_hh)]
     with torch.autocast("cpu", enabled=False):  # the inputs' type is the type of the recurrence
         outputs, final = _PackedGRU.apply(*tensors, layout.batch_sizes.tolist())  # type: ignore[no-untyped-call]
