@@ -33,7 +33,7 @@ class Sampling:
     num_responses: int = 10
     decoding: Decoding = Decoding()
     diversity: float = 0.0
-    oversample: int = 4
+    oversample: int = 6
     seed: int = 0
 
     @property

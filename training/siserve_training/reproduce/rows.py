@@ -200,7 +200,7 @@ ROWS = (
         "si-cvae-diverse",
         "SI-CVAE, our recipe, diverse selection",
         "dialog-si-cvae",
-        evaluation={"diversity": 0.5},
+        evaluation={"diversity": 0.85},
         of="si-cvae",
         ours=True,
     ),
