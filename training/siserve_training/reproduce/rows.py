@@ -82,10 +82,19 @@ SCALES = {
     ),
 }
 
-#: Eq. 17 has no bag-of-words term, and nothing that holds the KL up.
-_AS_PRINTED = {"bow_weight": 0.0, "free_nats": 0.0, "beta_max": 1.0}
+#: Eq. 17 has no bag-of-words term and nothing that holds the KL up; Zhao et al.'s recognition network
+#: is one linear layer, and no feature is hidden.
+_AS_PRINTED = {
+    "bow_weight": 0.0,
+    "free_nats": 0.0,
+    "beta_max": 1.0,
+    "hide_feature_rate": 0.0,
+}
+_ONE_LAYER = {"post_hidden": 0}
 _MONOTONIC = {**_AS_PRINTED, "schedule": "monotonic"}
 _CYCLICAL = {**_AS_PRINTED, "schedule": "cyclical"}
+#: 100 dimensions of noise as they come, K rising to 30.
+_NOISE_AS_PRINTED = {"noise": 100, "noise_gain": 1.0, "num_aux": 30, "aux_floor": 1}
 
 ROWS = (
     Row(
@@ -102,7 +111,7 @@ ROWS = (
         "cvae-monotonic",
         "CVAE + M",
         "dialog-cvae",
-        _MONOTONIC,
+        {**_MONOTONIC, **_ONE_LAYER},
         paper=(
             PaperRow(
                 "CVAE", (0.295, 0.258, 0.275, 0.836, 0.572, 0.846, 0.803, 0.415, 0.112, 0.102, 12.4)
@@ -162,7 +171,7 @@ ROWS = (
         "si-cvae-monotonic",
         "SI + M",
         "dialog-si-cvae",
-        _MONOTONIC,
+        {**_MONOTONIC, **_ONE_LAYER, **_NOISE_AS_PRINTED},
         paper=(
             PaperRow(
                 "SI + M",
@@ -174,7 +183,7 @@ ROWS = (
         "cvae-cyclical",
         "CVAE + C",
         "dialog-cvae",
-        _CYCLICAL,
+        {**_CYCLICAL, **_ONE_LAYER},
         paper=(
             PaperRow(
                 "CVAE + C",
@@ -186,7 +195,7 @@ ROWS = (
         "si-cvae-cyclical",
         "SI + C",
         "dialog-si-cvae",
-        _CYCLICAL,
+        {**_CYCLICAL, **_ONE_LAYER, **_NOISE_AS_PRINTED},
         paper=(
             PaperRow(
                 "SI + C",
