@@ -82,14 +82,14 @@ SCALES = {
     ),
 }
 
-#: Eq. 17 has no bag-of-words term and nothing that holds the KL up; Zhao et al.'s recognition network
-#: is one linear layer, and no feature is hidden.
+#: Eq. 17 has no bag-of-words term and nothing that holds the KL up; no feature is hidden.
 _AS_PRINTED = {
     "bow_weight": 0.0,
     "free_nats": 0.0,
     "beta_max": 1.0,
     "hide_feature_rate": 0.0,
 }
+#: The recognition network of Zhao et al.
 _ONE_LAYER = {"post_hidden": 0}
 _MONOTONIC = {**_AS_PRINTED, "schedule": "monotonic"}
 _CYCLICAL = {**_AS_PRINTED, "schedule": "cyclical"}

@@ -86,7 +86,9 @@ def reproduce_dialog(
     Raises:
         RunError: if a run fails.
     """
-    cores = os.cpu_count() or 1
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     at_once = side_by_side or (_GPU_RUNS if torch.cuda.is_available() else cores)
     jobs = [Job(row, seed, plan) for seed in seeds for row in rows]
     run_jobs(jobs, at_once, max(1, cores // at_once), say)
