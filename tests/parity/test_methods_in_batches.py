@@ -86,7 +86,7 @@ def make(path, method, sizes) -> Graphs:
         state=known.state,
         topics=TOPICS,
     )
-    return Graphs(path, trained, axes)  # type: ignore[arg-type]
+    return Graphs(path, trained, axes)
 
 
 @pytest.fixture(scope="module", params=SIZES)
