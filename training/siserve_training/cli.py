@@ -164,6 +164,9 @@ def evaluate(
     decoding = Decoding(temperature=temperature, stop_at_end=tail == "pad")
     sampling = Sampling(responses, decoding, diversity, seed=seed)
     asked = Measurement(sampling, contexts, pairs, samples, ranking_samples, vectors)
+    for option, file in (("--out", out), ("--dump", dump)):
+        if file is not None and (file.is_dir() or not file.parent.is_dir()):
+            raise ConfigError(f"{option} {file}: expected a file in a folder that exists")
     opened = open_subject(subject, data, split, checkpoint, skip_bad_lines)
     measured = {"split": split, **measure(opened, asked, dump, say)}
     if out is not None:

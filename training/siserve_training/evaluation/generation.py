@@ -10,6 +10,7 @@ from siserve.bundle.selection import consensus, select_diverse
 
 from siserve_training.data.batches import collate
 from siserve_training.data.pairs import Ints, PairSet
+from siserve_training.errors import ConfigError
 from siserve_training.evaluation.system import Decoding, System
 from siserve_training.tasks.prepared import RESPONSES, StepNoise
 
@@ -35,6 +36,22 @@ class Sampling:
     diversity: float = 0.0
     oversample: int = 6
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check numbers where a wrong one would draw something else than was meant."""
+        if self.num_responses < 1:
+            raise ConfigError(f"responses must be at least 1, got {self.num_responses}")
+        if not 0 <= self.diversity <= 1:
+            raise ConfigError(f"diversity must lie in 0 to 1, got {self.diversity}")
+        if self.oversample < 1:
+            raise ConfigError(f"oversample must be at least 1, got {self.oversample}")
+        if self.seed < 0:
+            raise ConfigError(f"seed must be at least 0, got {self.seed}")
+        if self.diversity and not self.decoding.stop_at_end:
+            raise ConfigError(
+                "diversity chooses among responses that end; measure what comes after </s> "
+                "with diversity 0"
+            )
 
     @property
     def num_drawn(self) -> int:

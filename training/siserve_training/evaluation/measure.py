@@ -11,26 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from siserve.bundle.text import Text
 
-from siserve_training.config import TrainConfig
-from siserve_training.data.corpus import Dialog, DialogCorpus
-from siserve_training.data.pairs import PairSet
 from siserve_training.errors import ConfigError
 from siserve_training.evaluation.dump import write_dump
 from siserve_training.evaluation.embedding import load_word_vectors
 from siserve_training.evaluation.generation import Sampling, respond
 from siserve_training.evaluation.likelihood import importance_weighted, prior_sampled, retrieval
 from siserve_training.evaluation.noise_use import bounds_by_num_aux, noise_use
-from siserve_training.evaluation.responses import ResponseSet, responses_to_pairs
+from siserve_training.evaluation.responses import ResponseSet, responses_to_pairs, words_of
 from siserve_training.evaluation.scores import score_responses
-from siserve_training.evaluation.system import ModelSystem, System
-from siserve_training.methods import load_method
+from siserve_training.evaluation.subject import Subject, open_run, open_subject
 from siserve_training.models.cvae import CVAE
-from siserve_training.models.dialog_model import DialogModel
-from siserve_training.run_folder import RunFolder
-from siserve_training.tasks.dialog import latent_information, validate
+from siserve_training.tasks.dialog import bound, latent_information
 from siserve_training.tasks.prepared import spread
 
 __all__ = ["Measurement", "Subject", "measure", "open_run", "open_subject", "to_json"]
@@ -68,71 +60,6 @@ class Measurement:
         for name in ("contexts", "pairs"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must be at least 0, got {getattr(self, name)}")
-        if self.sampling.num_responses < 1:
-            raise ConfigError(f"responses must be at least 1, got {self.sampling.num_responses}")
-
-
-@dataclass(frozen=True, eq=False)
-class Subject:
-    """A system with the split that it is measured on.
-
-    Attributes:
-        name: of run or bundle.
-        checkpoint: which state of it.
-        config: of its training.
-        system: the trained system.
-        text: its vocabulary.
-        pairs: the split.
-        dialogs: those that the pairs were made of.
-    """
-
-    name: str
-    checkpoint: str
-    config: TrainConfig
-    system: System
-    text: Text
-    pairs: PairSet
-    dialogs: tuple[Dialog, ...]
-
-    @property
-    def model(self) -> DialogModel | None:
-        """The torch model, if there is one."""
-        return self.system.model if isinstance(self.system, ModelSystem) else None
-
-
-def open_subject(
-    folder: Path, data: Path, split: str, checkpoint: str = "best", skip_bad_lines: bool = False
-) -> Subject:
-    """Open a run or a bundle, whichever the folder holds, and read a split for it.
-
-    Raises:
-        ConfigError: if the split or the checkpoint cannot be meant.
-        RunError, CorpusError, BundleError: if something cannot be read.
-    """
-    if split not in ("valid", "test"):
-        raise ConfigError(f"--split must be valid or test, got {split!r}")
-    if checkpoint not in ("best", "last"):
-        raise ConfigError(f"--checkpoint must be best or last, got {checkpoint!r}")
-    return open_run(folder, data, split, checkpoint, skip_bad_lines)
-
-
-def open_run(
-    folder: Path, data: Path, split: str, checkpoint: str = "best", skip_bad_lines: bool = False
-) -> Subject:
-    """Open a checkpoint of a run and read a split with its vocabulary and features.
-
-    Raises:
-        RunError, CorpusError: if the run or the corpus cannot be read.
-    """
-    run = RunFolder(folder)
-    config, text = run.config(), run.text()
-    dialogs, _ = DialogCorpus(data, skip_bad_lines).read(split)
-    pairs = PairSet.from_dialogs(dialogs, text, run.features(), config.context_utterances)
-    at = run.checkpoint(checkpoint)
-    model: DialogModel = load_method(config.method).model_class.from_pretrained(at)
-    torch.nn.Module.to(model, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    system = ModelSystem(model, text.tokens)
-    return Subject(folder.name, at.name, config, system, text, pairs, tuple(dialogs))
 
 
 def measure(
@@ -152,12 +79,13 @@ def measure(
     Returns:
         Flat values by name, NaN or absent where a system has no such number.
     """
+    # read first: a wrong file is told before the work
+    vectors = load_word_vectors(asked.vectors, words_of(subject.text)) if asked.vectors else None
     say("answering contexts")
     responses = answer(subject, asked)
     if dump is not None:
         write_dump(dump, responses)
     say("scoring responses")
-    vectors = load_word_vectors(asked.vectors, responses.words) if asked.vectors else None
     scores = score_responses(responses, vectors)
     return {
         "system": subject.name,
@@ -208,6 +136,10 @@ def _likelihoods(
             "iw_perplexity": found.perplexity,
             "iw_samples": found.samples,
         }
+    ranked_pairs = spread(pairs.responses, asked.pairs)
+    if len(np.unique(pairs.dialog_of[ranked_pairs])) < 2:
+        say("contexts are not ranked: that takes pairs of two dialogs or more")
+        return values
     say("ranking contexts")
     ranked = retrieval(system, pairs, config, asked.pairs, asked.ranking_samples)
     return {
@@ -221,42 +153,44 @@ def _likelihoods(
 
 
 def _latents(subject: Subject, asked: Measurement, say: Callable[[str], None]) -> dict[str, Any]:
-    """Measure what needs the model's own distributions."""
-    model, pairs = subject.model, subject.pairs
-    if model is None or not model.has_densities:
+    """Measure latents; what asks for more than draws and densities is for a model's eyes only."""
+    system, model, pairs = subject.system, subject.model, subject.pairs
+    if not system.has_densities:
         return {}
-    say("bound, KL and mutual information")
-    device = subject.system.device
+    say("bound and KL")
+    device = system.device
     config = dataclasses.replace(subject.config, valid_pairs=asked.pairs)
-    values = validate(model, pairs, config, device)
-    model.train(False)
+    values = bound(system, system.widths, pairs, config, device)
     measured: dict[str, Any] = {
         "elbo": values["elbo"],
         "rec": values["rec"],
         "kl": values["kl"],
-        "b_k": values["b_k"],
         "elbo_perplexity": values["perplexity"],
         "num_aux": config.num_aux,
     }
+    if math.isfinite(values["b_k"]):  # a bundle does not tell the own component's density
+        measured["b_k"] = values["b_k"]
     if not isinstance(model, CVAE):
         return measured
+    say("mutual information")
     count = min(_MI_PAIRS, len(pairs))
     measured |= {
         "mutual_information": latent_information(model, pairs, config, device, count),
         "mutual_information_ceiling": math.log(count),
     }
+    model.train(False)
     if not model.config.noise:
         return measured
     say("use of the noise")
     use = noise_use(model, pairs, config)
-    bounds = bounds_by_num_aux(model, pairs, config, BOUND_AT, asked.pairs)
+    at_each = bounds_by_num_aux(model, pairs, config, BOUND_AT, asked.pairs)
     return {
         **measured,
         "log_b_k": math.log(measured["b_k"]) if measured["b_k"] > 0 else math.nan,
         "noise_share_of_mu": use.share_of_mu,
         "noise_share_of_width": use.share_of_width,
         "non_gaussian": use.non_gaussian,
-        **{f"bound_at_{num_aux}": bound for num_aux, bound in bounds.items()},
+        **{f"bound_at_{num_aux}": value for num_aux, value in at_each.items()},
     }
 
 

@@ -14,7 +14,7 @@ from siserve_training.data.corpus import Dialog
 from siserve_training.data.pairs import PairSet
 from siserve_training.errors import ResponseError
 
-__all__ = ["ResponseSet", "responses_to_pairs"]
+__all__ = ["ResponseSet", "responses_to_pairs", "words_of"]
 
 Ints = npt.NDArray[np.int64]
 
@@ -134,5 +134,9 @@ def responses_to_pairs(
         ]
         contexts.append(tuple(f"{utterance.speaker}: {utterance.text}" for utterance in said))
         references.append(pairs.texts[pairs.text_of[response]])
-    words = tuple(str(text.tokenizer.id_to_token(index)) for index in range(text.size))
-    return ResponseSet(tuple(contexts), tuple(references), samples, words)
+    return ResponseSet(tuple(contexts), tuple(references), samples, words_of(text))
+
+
+def words_of(text: Text) -> tuple[str, ...]:
+    """Return the vocabulary; a word's place is its id."""
+    return tuple(str(text.tokenizer.id_to_token(index)) for index in range(text.size))

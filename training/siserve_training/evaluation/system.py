@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,11 +11,12 @@ from siserve.bundle.text import SpecialTokens
 from torch import Tensor
 
 from siserve_training.data.batches import DialogBatch
+from siserve_training.errors import ConfigError
 from siserve_training.models.cvae import CVAE
 from siserve_training.models.dialog_model import DialogModel
 from siserve_training.models.draws import Encoded, Latents, Noise, NoiseWidths
 
-__all__ = ["Decoding", "ModelSystem", "System"]
+__all__ = ["Decoding", "ModelSystem", "Scorer", "System"]
 
 
 @dataclass(frozen=True)
@@ -32,15 +34,18 @@ class Decoding:
     temperature: float = 0.0
     stop_at_end: bool = True
 
+    def __post_init__(self) -> None:
+        """Check numbers where a wrong one would decode something else than was meant."""
+        if self.max_tokens < 1:
+            raise ConfigError(f"max_tokens must be at least 1, got {self.max_tokens}")
+        if not (self.temperature >= 0 and math.isfinite(self.temperature)):
+            raise ConfigError(f"temperature must be at least 0, got {self.temperature}")
 
-class System(Protocol):
-    """A system that can be scored. Tensors are on its device; noise is N(0, 1)."""
 
-    widths: NoiseWidths
+class Scorer(Protocol):
+    """Draws latents and scores responses; every dialog model does, and every system."""
+
     has_densities: bool
-    is_deterministic: bool
-    device: torch.device
-    marks: tuple[int, ...]  # ids that are no words
 
     def encode(self, batch: DialogBatch) -> Encoded:
         """Encode contexts and responses."""
@@ -53,6 +58,15 @@ class System(Protocol):
 
     def log_p_x(self, batch: DialogBatch, c: Tensor, z: Tensor) -> Tensor:
         """Return log p(x|z,c) in nats, c (B, C) or (B, J, C), z (B, J, D), to (B, J)."""
+
+
+class System(Scorer, Protocol):
+    """A system that can be measured. Tensors are on its device; noise is N(0, 1)."""
+
+    widths: NoiseWidths
+    is_deterministic: bool
+    device: torch.device
+    marks: tuple[int, ...]  # ids that are no words
 
     def decode(self, c: Tensor, z: Tensor, decoding: Decoding, uniform: Tensor) -> Tensor:
         """Decode a response from each row's latent.
@@ -84,7 +98,13 @@ class ModelSystem:
         self.is_deterministic = model.is_deterministic
         self.device = next(model.parameters()).device
         self.end, self.start = tokens.end, tokens.start
-        self.marks: tuple[int, ...] = (tokens.pad, tokens.unk, tokens.start, tokens.end, tokens.dialog_start)
+        self.marks: tuple[int, ...] = (
+            tokens.pad,
+            tokens.unk,
+            tokens.start,
+            tokens.end,
+            tokens.dialog_start,
+        )
         #: Never generated, as in the service.
         self.forbidden = [tokens.pad, tokens.unk, tokens.start, tokens.dialog_start]
 

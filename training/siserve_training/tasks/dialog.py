@@ -16,13 +16,16 @@ from siserve_training.data.corpus import SPLITS, DialogCorpus
 from siserve_training.data.pairs import Features, PairSet, build_vocabulary, find_features
 from siserve_training.data.word_vectors import start_from_vectors
 from siserve_training.evaluation.information import mutual_information
+from siserve_training.evaluation.system import Scorer
 from siserve_training.methods import load_method
 from siserve_training.models.cvae import CVAE
 from siserve_training.models.dialog_model import DialogModel
+from siserve_training.models.draws import NoiseWidths
 from siserve_training.tasks.prepared import PreparedBatch, validation_batches
 
 __all__ = [
     "DialogData",
+    "bound",
     "build_model",
     "latent_information",
     "load_dialog_data",
@@ -113,29 +116,46 @@ def validate(
         score: what the best checkpoint is chosen by, elbo where there is one; perplexity: of it.
     """
     model.train(False)
-    sums: Counter[str] = Counter()
-    for batch in validation_batches(pairs, config, model.config.widths, config.valid_pairs):
-        sums.update(_totals(model, batch.to(device)))
+    values = bound(model, model.config.widths, pairs, config, device)
     model.train()
+    return values
+
+
+@torch.no_grad()
+def bound(
+    scorer: Scorer, widths: NoiseWidths, pairs: PairSet, config: TrainConfig, device: torch.device
+) -> dict[str, float]:
+    """Compute what `validate` returns of anything that scores responses.
+
+    Args:
+        scorer: a model in evaluation mode, or a system.
+        widths: of its noise.
+        pairs: the split.
+        config: J, K, the seed and how many pairs.
+        device: where the scorer takes its tensors.
+    """
+    sums: Counter[str] = Counter()
+    for batch in validation_batches(pairs, config, widths, config.valid_pairs):
+        sums.update(_totals(scorer, batch.to(device)))
     count = min(config.valid_pairs or len(pairs), len(pairs))
     tokens = sums.pop("tokens")
     values = {name: total / count for name, total in sums.items()}
     return {**values, "perplexity": float(np.exp(-sums["score"] / tokens))}
 
 
-def _totals(model: DialogModel, batch: PreparedBatch) -> dict[str, float]:
+def _totals(scorer: Scorer, batch: PreparedBatch) -> dict[str, float]:
     pairs, noise = batch.pairs, batch.noise
-    encoded = model.encode(pairs)
+    encoded = scorer.encode(pairs)
     tokens = float(pairs.response_lengths.sum())
-    if not model.has_densities:
+    if not scorer.has_densities:
         draws = noise.eps_z.shape[1]
         of_prior = noise.eps_prior[:, :1].expand(-1, draws, -1)
-        z = model.draw_prior(encoded.c, torch.cat([noise.eps_z, of_prior], dim=-1))
-        log_p_x = model.log_p_x(pairs, encoded.c, z)  # (B, J)
+        z = scorer.draw_prior(encoded.c, torch.cat([noise.eps_z, of_prior], dim=-1))
+        log_p_x = scorer.log_p_x(pairs, encoded.c, z)  # (B, J)
         mean = torch.logsumexp(log_p_x, dim=1) - math.log(draws)
         return {"score": float(mean.sum()), "tokens": tokens}
-    latents = model.draw_posterior(encoded, noise)
-    log_p_x = model.log_p_x(pairs, encoded.c, latents.z)  # (B, J)
+    latents = scorer.draw_posterior(encoded, noise)
+    log_p_x = scorer.log_p_x(pairs, encoded.c, latents.z)  # (B, J)
     kl = (latents.log_q_z - latents.log_p_z).mean(1)
     gain = (latents.log_own_z - latents.log_q_z).mean(1)
     rec = -log_p_x.mean(1)
