@@ -68,6 +68,19 @@ def test_shift_columns_equal_a_wider_input():
     torch.testing.assert_close(packed_gru(wide, table, index, layout, shift=shift)[0], whole)
 
 
+def test_a_table_of_shifts_equals_a_shift_at_each_place():
+    torch.manual_seed(0)
+    wide = nn.GRU(7, 6, batch_first=True).double()
+    table, places = inputs()
+    layout = PackedLayout.of(LENGTHS, torch.device("cpu"))
+    index = places[layout.rows, layout.steps]
+    shifts = torch.randn(3, 2, dtype=torch.float64)
+    which = torch.arange(len(index)) % 3
+    each = packed_gru(wide, table, index, layout, shift=shifts[which])[0]
+    by_table = packed_gru(wide, table, index, layout, shift=shifts, shift_index=which)[0]
+    torch.testing.assert_close(by_table, each)
+
+
 def test_a_sequence_does_not_depend_on_its_neighbours(gru):
     table, places = inputs(requires_grad=False)
     layout = PackedLayout.of(LENGTHS, torch.device("cpu"))
