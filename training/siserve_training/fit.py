@@ -18,7 +18,7 @@ from types import FrameType
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from safetensors.torch import load_model
 
 from siserve_training.aggressive import InnerLoop
@@ -34,6 +34,7 @@ from siserve_training.models.dialog_model import DialogModel
 from siserve_training.objectives.schedules import AuxRamp, BetaSchedule, Moment
 from siserve_training.reporting import Reporter
 from siserve_training.run_folder import RunFolder
+from siserve_training.slow_groups import rate_factor, slow_down
 from siserve_training.tasks.dialog import DialogData, latent_information, validate
 from siserve_training.tasks.prepared import (
     INNER,
@@ -68,14 +69,17 @@ class StopFlag:
 
 @contextmanager
 def stop_signals() -> Iterator[StopFlag]:
-    """Turn the first SIGINT or SIGTERM into a flag; a second one acts as usual."""
+    """Turn SIGINT and SIGTERM into a flag; a second SIGINT acts as usual, for who is in a hurry.
+
+    SIGTERM may come several times: the kernel tells a child of its parent's death once for each of
+    the parent's threads.
+    """
     flag = StopFlag()
     previous: dict[signal.Signals, Any] = {}
 
     def on_signal(number: int, frame: FrameType | None) -> None:
         flag.requested = True
-        for which, handler in previous.items():
-            signal.signal(which, handler)
+        signal.signal(signal.SIGINT, previous[signal.SIGINT])
 
     for which in (signal.SIGINT, signal.SIGTERM):
         previous[which] = signal.signal(which, on_signal)
@@ -117,13 +121,8 @@ class Trainer:
     ) -> None:
         self.precision = usable_precision(config.precision)
         torch.backends.cuda.matmul.allow_tf32 = config.precision != "fp32"
-        self.accelerator = Accelerator(
-            cpu=not torch.cuda.is_available(),
-            mixed_precision="bf16" if self.precision == "bf16" else "no",
-        )
         self.config, self.data, self.run = config, data, run
         self.method = load_method(config.method)
-        self.device = self.accelerator.device
         self.horizon = planned_steps(config, data)
         self.last_step = min(self.horizon, config.max_steps or self.horizon)
         self.beta = BetaSchedule(
@@ -134,6 +133,8 @@ class Trainer:
             config.beta_max,
         )
         self.num_aux = AuxRamp(config.num_aux, self.horizon, config.aux_horizon, config.aux_floor)
+        self.accelerator = self.make_accelerator()
+        self.device = self.accelerator.device
         self.state = LoopState()
         self.raw_model = model
         last = pointed(run.checkpoints, "last")
@@ -141,11 +142,23 @@ class Trainer:
             load_model(model, last / "model.safetensors")
         self.model = self.accelerator.prepare(model)
         self.optimizers = self.method.optimizers(config, model)
+        slow_down(self.optimizers, model.pretrained_parameters(), config.context_encoder_rate)
         if config.inner_steps() != 0 and "inference" not in self.optimizers:
             raise ConfigError(f"method {config.method} has no encoder-only step: aggressive=off")
         if last is not None:
             self.state = load_optimizers(last, self.optimizers)
         self.fresh = training_batches(data.train, config, self.state.inner_batches, inner=True)
+
+    def make_accelerator(self) -> Accelerator:
+        """Find devices and processes."""
+        parts = {update.part for update in self.method.updates(self.config, self.moment(1))}
+        # a loss that is one of several leaves parameters without a gradient
+        some_unused = DistributedDataParallelKwargs(find_unused_parameters=len(parts) > 1)
+        return Accelerator(
+            cpu=not torch.cuda.is_available(),
+            mixed_precision="bf16" if self.precision == "bf16" else "no",
+            kwargs_handlers=[some_unused],
+        )
 
     def sampled_vocabulary(self, step: int) -> int:
         """Return the words that the sampled softmax of a step draws from, 0 for the exact one."""
@@ -181,7 +194,8 @@ class Trainer:
         norm = self.method.clip(self.raw_model, config, update.part)
         for name in update.optimizers:
             for group in self.optimizers[name].param_groups:
-                group["lr"] = self.method.learning_rate(config, name, moment)
+                rate = self.method.learning_rate(config, name, moment)
+                group["lr"] = rate * rate_factor(group)
             self.optimizers[name].step()
         for optimizer in self.optimizers.values():
             optimizer.zero_grad()
