@@ -21,6 +21,8 @@ __all__ = ["LikelihoodEstimate", "Retrieval", "importance_weighted", "prior_samp
 
 _BATCH_PAIRS = 32
 _CHUNK_SAMPLES = 10
+#: Sums over a response differ by so much for no better reason than the place of a row in a batch.
+_TIE_NATS = 1e-4
 
 
 @dataclass(frozen=True)
@@ -205,8 +207,8 @@ def _log_p_under(
 
 def _is_first(log_p: Tensor) -> Tensor:
     """Return whether column 0 is the largest, 1/n where n columns share that, (B, M) to (B,)."""
-    own, largest = log_p[:, :1], log_p.max(1, keepdim=True).values
-    return (own == largest).squeeze(1) / (log_p == largest).sum(1)
+    is_largest = log_p >= log_p.max(1, keepdim=True).values - _TIE_NATS
+    return is_largest[:, 0] / is_largest.sum(1)
 
 
 def prior_width(system: System) -> int:
