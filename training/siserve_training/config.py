@@ -25,6 +25,7 @@ _CHOICES = {
     "task": ("dialog",),
     "method": tuple(METHODS),
     "schedule": ("constant", "monotonic", "cyclical"),
+    "noise_entry": ("added", "multiplied"),
     "kl_form": ("monte-carlo", "closed-form"),
     "precision": ("fp32", "tf32", "bf16"),
     "co_updates": ("joint", "alternate"),
@@ -38,7 +39,7 @@ _AT_LEAST = {
     "critic_steps",
     0: "noise_gain prior_noise post_hidden bow_hidden logvar_clamp num_aux aux_horizon aux_floor "
     "beta_max free_nats bow_weight max_steps co_ramp learning_rate seed valid_pairs frequent_words "
-    "sampled_words generator_rate critic_rate gp_weight",
+    "sampled_words generator_rate critic_rate gp_weight context_encoder_rate",
 }
 _ABOVE_0 = "passes clip_norm ratio exploding_loss rate_decay gumbel_temperature"
 _SHARES = "hide_feature_rate decay_share exact_share"
@@ -63,6 +64,9 @@ class TrainConfig:
     use_profile: bool = True
     hide_feature_rate: float = 0.5  # 0 for parity with the paper
     word_vectors: str = ""  # GloVe text file to start word vectors from
+    context_encoder: str = "gru"  # or hf:DIR, a pretrained BERT for the utterances of contexts
+    tune_context_encoder: bool = False  # hf:DIR; whether it is trained too
+    context_encoder_rate: float = 0.02  # hf:DIR, tuned; factor on the learning rate
 
     # model
     word_embedding: int = 200
@@ -71,6 +75,7 @@ class TrainConfig:
     topic_embedding: int = 30
     latent: int = 200
     noise: int = 100  # si-cvae; the paper's size
+    noise_entry: str = "added"  # to the first layer's product with the features, or multiplied
     noise_gain: float = 1.0  # factor on the noise's weights at the start
     start_logvar: float = 0.0  # log-variance of q(z|lambda) at the start
     prior_noise: int = 0  # si-cvae; above 0 the prior is semi-implicit too
@@ -149,6 +154,15 @@ class TrainConfig:
                 f"max_utterance_tokens must be at least 3, got {self.max_utterance_tokens}: "
                 "<s>, a word and </s>"
             )
+        kind, _, folder = self.context_encoder.partition(":")
+        if self.context_encoder != "gru" and not (kind == "hf" and folder):
+            raise ConfigError(
+                f"context_encoder must be gru or hf:DIR, got {self.context_encoder!r}"
+            )
+        if self.tune_context_encoder and self.context_encoder == "gru":
+            raise ConfigError(
+                "tune_context_encoder is for context_encoder=hf:DIR; a GRU is always trained"
+            )
         if self.bow_weight and not self.bow_hidden:
             raise ConfigError("bow_weight needs a bag-of-words head; set bow_hidden above 0")
         if self.method == "gmm-cvae" and self.num_latents != self.components:
@@ -174,6 +188,12 @@ class TrainConfig:
                 raise ConfigError(
                     f"{name} must lie from 0 to below 1, got {getattr(self, name)}; 1 drops all"
                 )
+
+    @property
+    def pretrained_folder(self) -> Path | None:
+        """DIR of context_encoder=hf:DIR, None for the GRU."""
+        kind, _, folder = self.context_encoder.partition(":")
+        return Path(folder) if kind == "hf" else None
 
     def inner_steps(self) -> int | None:
         """Return Algorithm 1's T_a: 0 for off, None for adaptive.

@@ -3,6 +3,7 @@
 config.json       every field of the configuration
 corpus.json       the corpus as the run saw it: counts, features, notes
 tokenizer.json    the vocabulary
+context_encoder/  copy of the pretrained encoder that the run began with, if it has one
 metrics.jsonl     one object a logged step or validation
 tensorboard/      the same for TensorBoard
 checkpoints/      step-N folders; last.json and best.json point at two of them
@@ -22,6 +23,7 @@ from siserve.bundle.text import Text
 from siserve_training.checkpoint import pointed, write_atomically
 from siserve_training.config import TrainConfig
 from siserve_training.data.pairs import Features
+from siserve_training.data.sentence_folder import SentenceFolder
 from siserve_training.errors import ConfigError, RunError
 
 __all__ = ["RESUMABLE_KEYS", "RunFolder"]
@@ -50,6 +52,12 @@ class RunFolder:
         """Folder of TensorBoard's events."""
         return self.path / "tensorboard"
 
+    def sentence_folder(self) -> SentenceFolder | None:
+        """Open the run's copy of its pretrained context encoder, None if it has none."""
+        if self.config().pretrained_folder is None:
+            return None
+        return SentenceFolder.open(self.path / "context_encoder")
+
     def check_free(self, overwrite: bool) -> None:
         """Refuse a folder that holds something, before any work.
 
@@ -70,12 +78,20 @@ class RunFolder:
                     "runs only, so pass another folder"
                 )
 
-    def create(self, config: TrainConfig, text: Text, corpus: dict[str, Any]) -> None:
+    def create(
+        self,
+        config: TrainConfig,
+        text: Text,
+        corpus: dict[str, Any],
+        encoder: SentenceFolder | None = None,
+    ) -> None:
         """Write the run's fixed files, in place of an earlier run's."""
         if self.path.is_dir():
             shutil.rmtree(self.path)
         self.path.mkdir(parents=True)
         write_atomically(self.path / "tokenizer.json", text.to_json())
+        if encoder is not None:
+            encoder.copy_to(self.path / "context_encoder")
         write_atomically(self.path / "corpus.json", json.dumps(corpus, indent=2) + "\n")
         write_atomically(self.path / "config.json", config.to_json())
 

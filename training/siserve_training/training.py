@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +37,14 @@ def start_run(
     """
     run = RunFolder(out)
     run.check_free(overwrite)
-    corpus = load_dialog_data(data, config, skip_bad_lines)
+    processes = PartialState(cpu=not torch.cuda.is_available())
+    with _in_turn(processes, config):
+        corpus = load_dialog_data(data, config, skip_bad_lines)
     model = build_model(config, corpus)
     facts = corpus_facts(data, corpus)
-    processes = PartialState(cpu=not torch.cuda.is_available())
     processes.wait_for_everyone()  # all have seen the folder free before one of them fills it
     if processes.is_main_process:
-        run.create(config, corpus.text, facts)
+        run.create(config, corpus.text, facts, corpus.encoder)
         for note in corpus.notes:
             print(f"note: {note}", file=sys.stderr)
         print(
@@ -67,7 +69,9 @@ def resume_run(
     """
     run = RunFolder(out)
     config = run.resumed_config(overrides)
-    corpus = load_dialog_data(data, config, skip_bad_lines, text=run.text())
+    processes = PartialState(cpu=not torch.cuda.is_available())
+    with _in_turn(processes, config):
+        corpus = load_dialog_data(data, config, skip_bad_lines, run.text(), run.sentence_folder())
     facts, before = corpus_facts(data, corpus), run.corpus()
     for split in ("train", "valid"):
         if facts[split] != before[split]:
@@ -77,6 +81,14 @@ def resume_run(
             )
     corpus = dataclasses.replace(corpus, features=run.features())
     return fit(config, corpus, build_model(config, corpus), run)
+
+
+def _in_turn(processes: PartialState, config: TrainConfig) -> AbstractContextManager[None]:
+    """Let a machine's first process go first where it computes vectors that the others read."""
+    if config.pretrained_folder is None or config.tune_context_encoder:
+        return nullcontext()
+    turn: AbstractContextManager[None] = processes.local_main_process_first()
+    return turn
 
 
 def corpus_facts(folder: Path, data: DialogData) -> dict[str, Any]:
@@ -89,6 +101,7 @@ def corpus_facts(folder: Path, data: DialogData) -> dict[str, Any]:
         "train": _counts(data.train),
         "valid": _counts(data.valid),
         "notes": list(data.notes),
+        **({"context_encoder_sha256": data.encoder.digest} if data.encoder else {}),
     }
 
 

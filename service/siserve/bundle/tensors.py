@@ -13,11 +13,13 @@ from typing import Literal
 
 __all__ = [
     "CONTEXT_ENCODER",
+    "CONTEXT_TOKENIZER_FILE",
     "DECODER",
     "FILES",
     "GRAPHS",
     "MANIFEST_FILE",
     "MODEL_CARD_FILE",
+    "OPTIONAL_FILES",
     "PRIOR",
     "SI_SAMPLER",
     "TOKENIZER_FILE",
@@ -28,6 +30,7 @@ __all__ = [
 
 MANIFEST_FILE = "manifest.json"
 TOKENIZER_FILE = "tokenizer.json"
+CONTEXT_TOKENIZER_FILE = "context_tokenizer.json"
 WEIGHTS_FILE = "weights.safetensors"
 MODEL_CARD_FILE = "README.md"
 
@@ -107,10 +110,14 @@ DECODER = Graph(
 
 GRAPHS = (CONTEXT_ENCODER, PRIOR, SI_SAMPLER, DECODER)
 
-#: Every file of a bundle but its manifest.
+#: Every file of a bundle but its manifest and those that only some bundles have.
 FILES = (
     TOKENIZER_FILE,
     *(graph.file for graph in GRAPHS),
     WEIGHTS_FILE,
     MODEL_CARD_FILE,
 )
+
+#: Where it is present, `utterances` of context_encoder.onnx are ids of this tokenizer, padded by 0.
+#: A siserve that does not know the file refuses the bundle by name, so the format is still 1.
+OPTIONAL_FILES = (CONTEXT_TOKENIZER_FILE,)

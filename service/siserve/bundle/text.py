@@ -17,7 +17,17 @@ from tokenizers.normalizers import NFC, Lowercase
 from tokenizers.normalizers import Sequence as Normalizers
 from tokenizers.pre_tokenizers import Whitespace
 
-__all__ = ["END", "PAD", "START", "UNK", "ContextWindow", "DIALOG_START", "SpecialTokens", "Text"]
+__all__ = [
+    "DIALOG_START",
+    "END",
+    "PAD",
+    "START",
+    "UNK",
+    "ContextWindow",
+    "SpecialTokens",
+    "Text",
+    "last_utterances",
+]
 
 PAD, UNK, START, END, DIALOG_START = "<pad>", "<unk>", "<s>", "</s>", "<d>"
 
@@ -148,12 +158,22 @@ class Text:
             responder: name of the speaker whose response is to come.
             window: number of context utterances.
         """
-        start = (dialog_start_speaker([speaker for speaker, _ in turns]), self.dialog_start)
-        recent = [start, *turns][-window:]
-        return ContextWindow(
-            tuple(tuple(ids) for _, ids in recent),
-            tuple(int(speaker == responder) for speaker, _ in recent),
-        )
+        return last_utterances(turns, self.dialog_start, responder, window)
+
+
+def last_utterances(
+    turns: Sequence[tuple[str, Sequence[int]]],
+    dialog_start: Sequence[int],
+    responder: str,
+    window: int,
+) -> ContextWindow:
+    """Put a dialog's artificial first utterance before it and take the last `window` utterances."""
+    start = (dialog_start_speaker([speaker for speaker, _ in turns]), dialog_start)
+    recent = [start, *turns][-window:]
+    return ContextWindow(
+        tuple(tuple(ids) for _, ids in recent),
+        tuple(int(speaker == responder) for speaker, _ in recent),
+    )
 
 
 def cut_utterance(ids: tuple[int, ...], max_tokens: int) -> tuple[int, ...]:

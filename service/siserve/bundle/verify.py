@@ -13,9 +13,11 @@ from siserve.bundle.errors import BundleError
 from siserve.bundle.manifest import FileEntry, Manifest, parse_manifest
 from siserve.bundle.onnx_facts import read_graph_facts
 from siserve.bundle.tensors import (
+    CONTEXT_TOKENIZER_FILE,
     FILES,
     GRAPHS,
     MANIFEST_FILE,
+    OPTIONAL_FILES,
     TOKENIZER_FILE,
     WEIGHTS_FILE,
     Graph,
@@ -43,6 +45,10 @@ class Bundle:
     def file(self, name: str) -> Path:
         """Path of one file of the bundle."""
         return self.path / name
+
+    def has(self, name: str) -> bool:
+        """Say whether the bundle has a file that not all have."""
+        return name in self.manifest.files
 
 
 def open_bundle(path: Path) -> Bundle:
@@ -74,7 +80,8 @@ def open_bundle(path: Path) -> Bundle:
     for name, entry in manifest.files.items():
         _check_file(path / name, name, entry)
     _check_weights(path)
-    _check_tokenizer(path)
+    for name in {TOKENIZER_FILE, CONTEXT_TOKENIZER_FILE} & set(manifest.files):
+        _check_tokenizer(path, name)
     for graph in GRAPHS:
         _check_graph(path, graph, manifest)
     return Bundle(path, manifest)
@@ -105,7 +112,7 @@ def _plain_files(path: Path) -> dict[str, int]:
 
 
 def _check_names(present: set[str], listed: set[str]) -> None:
-    for name in sorted(listed - set(FILES)):
+    for name in sorted(listed - {*FILES, *OPTIONAL_FILES}):
         raise _off(MANIFEST_FILE, f"lists {name!r}, which is no file of format 1")
     for name in sorted(set(FILES) - listed):
         raise _off(MANIFEST_FILE, f"does not list {name}")
@@ -140,13 +147,13 @@ def _check_weights(path: Path) -> None:
         raise _off(WEIGHTS_FILE, "is no safetensors file; pickles and archives are never loaded")
 
 
-def _check_tokenizer(path: Path) -> None:
+def _check_tokenizer(path: Path, name: str) -> None:
     try:
-        content = json.loads(_read(path, TOKENIZER_FILE))
+        content = json.loads(_read(path, name))
     except (ValueError, RecursionError):
         content = None
     if not isinstance(content, dict):
-        raise _off(TOKENIZER_FILE, "is no JSON object")
+        raise _off(name, "is no JSON object")
 
 
 def _check_graph(path: Path, graph: Graph, manifest: Manifest) -> None:

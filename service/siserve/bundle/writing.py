@@ -10,7 +10,7 @@ from pathlib import Path
 
 from siserve.bundle.errors import BundleError, UsageError
 from siserve.bundle.manifest import Description, Manifest, seal
-from siserve.bundle.tensors import FILES, MANIFEST_FILE
+from siserve.bundle.tensors import FILES, MANIFEST_FILE, OPTIONAL_FILES
 from siserve.bundle.verify import digest_file, open_bundle
 
 __all__ = ["write_bundle"]
@@ -35,7 +35,7 @@ def write_bundle(
     """
     if target.is_symlink() or (target.exists() and not _is_empty_folder(target)):
         raise UsageError(f"{target} exists; a bundle never replaces anything, name a new folder")
-    for name in sorted(set(FILES) ^ set(files)):
+    for name in sorted(set(FILES) ^ set(files).difference(OPTIONAL_FILES)):
         what = "is missing" if name in FILES else "is no file of a bundle"
         raise BundleError(f"{name} {what}; expected {', '.join(FILES)}", name)
     target.parent.mkdir(parents=True, exist_ok=True)

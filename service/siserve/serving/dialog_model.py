@@ -10,8 +10,9 @@ import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
+from siserve.bundle.context_text import ContextText
 from siserve.bundle.errors import BundleError
-from siserve.bundle.tensors import TOKENIZER_FILE
+from siserve.bundle.tensors import CONTEXT_TOKENIZER_FILE, TOKENIZER_FILE
 from siserve.bundle.text import Text
 from siserve.bundle.verify import Bundle, open_bundle
 from siserve.serving.diversity import distinct
@@ -44,10 +45,16 @@ _WARM_UP = GenerationRequest(
 
 @dataclass(frozen=True)
 class DialogModel:
-    """One model of the server."""
+    """One model of the server.
+
+    Attributes:
+        text: of responses.
+        context_text: of contexts, the same unless their encoder has a tokenizer of its own.
+    """
 
     bundle: Bundle
     text: Text
+    context_text: Text | ContextText
     engine: Engine
     limits: RequestLimits
     device: str
@@ -149,8 +156,8 @@ class DialogModel:
     def _job(self, request: GenerationRequest, deadline: float) -> Job:
         window = self.bundle.manifest.limits.context_utterances
         recent = request.turns[-window:]
-        encoded = self.text.encode_utterances([turn.text for turn in recent])
-        context = self.text.context_window(
+        encoded = self.context_text.encode_utterances([turn.text for turn in recent])
+        context = self.context_text.context_window(
             [(turn.speaker, ids) for turn, ids in zip(recent, encoded, strict=True)],
             request.responder,
             window,
@@ -197,9 +204,10 @@ def load_model(
     if manifest.task != "dialog":
         raise BundleError(f"{path} holds a model of task {manifest.task!r}, expected 'dialog'")
     text = _load_text(bundle)
+    context_text = _load_context_text(bundle) or text
     sessions = load_sessions(bundle, device, threads)
     engine = Engine(sessions, manifest, options, observer)
-    return DialogModel(bundle, text, engine, limits, sessions.device)
+    return DialogModel(bundle, text, context_text, engine, limits, sessions.device)
 
 
 def _load_text(bundle: Bundle) -> Text:
@@ -219,3 +227,16 @@ def _load_text(bundle: Bundle) -> Text:
             TOKENIZER_FILE,
         )
     return text
+
+
+def _load_context_text(bundle: Bundle) -> ContextText | None:
+    """Load the tokenizer of the bundle's pretrained context encoder, if it has one."""
+    if not bundle.has(CONTEXT_TOKENIZER_FILE):
+        return None
+    try:
+        return ContextText.from_file(bundle.file(CONTEXT_TOKENIZER_FILE))
+    except Exception as error:  # tokenizers raises plain Exception
+        raise BundleError(
+            f"{CONTEXT_TOKENIZER_FILE} cannot be read ({error}); export the model again",
+            CONTEXT_TOKENIZER_FILE,
+        ) from None

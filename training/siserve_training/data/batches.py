@@ -29,13 +29,16 @@ class DialogBatch:
     Attributes:
         utterances: ids with ``<s>`` and ``</s>``, 0-padded, longest first, (Q, T).
         lengths: tokens of each utterance, on the CPU, (Q,).
-        context: index into `utterances`, oldest first, 0 where the context is shorter, (B, U).
+        context: index into `utterances`, or into `told` where there is one, oldest first, 0 where
+            the context is shorter, (B, U).
         context_lengths: utterances of each context, on the CPU, (B,).
         floor: 1 where the responder spoke, 0 elsewhere, (B, U).
         response: index into `utterances`, (B,).
         topic: topic id, 0 unknown or hidden, (B,).
         profile: the responder's 4 numbers, then the other's, 0 unknown or hidden, (B, 8).
         dialog: number of the dialog, (B,).
+        told: what a pretrained context encoder is told of each distinct context utterance, vectors
+            (Q', P) or token ids (Q', T'); `utterances` then holds the responses alone.
     """
 
     utterances: Tensor
@@ -47,6 +50,7 @@ class DialogBatch:
     topic: Tensor
     profile: Tensor
     dialog: Tensor
+    told: Tensor | None = None
 
     def __len__(self) -> int:
         """Return B."""
@@ -60,13 +64,13 @@ class DialogBatch:
     def to(self, device: torch.device) -> DialogBatch:
         """Move the batch; lengths stay on the CPU, where packing wants them."""
         kept = {"lengths", "context_lengths"}
+        held = {f.name: getattr(self, f.name) for f in fields(self)}
         moved = {
-            f.name: getattr(self, f.name)
-            if f.name in kept
-            else getattr(self, f.name).to(device, non_blocking=True)
-            for f in fields(self)
+            name: tensor.to(device, non_blocking=True)
+            for name, tensor in held.items()
+            if name not in kept and tensor is not None
         }
-        return DialogBatch(**moved)
+        return DialogBatch(**{**held, **moved})
 
 
 @dataclass(frozen=True)
@@ -135,21 +139,20 @@ def collate(pairs: PairSet, responses: Ints, is_hidden: Bools | None = None) -> 
     lengths = np.minimum(responses - first, pairs.window)  # (B,)
     back = np.arange(lengths.max())  # (U,)
     is_utterance = back < lengths[:, None]  # (B, U)
-    positions = np.where(is_utterance, (responses - lengths)[:, None] + back, responses[:, None])
+    before = (responses - lengths)[:, None] + back
+    positions = np.where(is_utterance, before, responses[:, None] - 1)
     responder = pairs.speaker_of[responses]
 
-    said = pairs.text_of[positions]  # (B, U)
-    answered = pairs.text_of[responses]  # (B,)
-    distinct, place = np.unique(np.concatenate([said.ravel(), answered]), return_inverse=True)
-    token_counts = np.array([len(pairs.texts[number]) for number in distinct])
-    longest_first = np.argsort(-token_counts, kind="stable")
-    rank = np.empty_like(longest_first)
-    rank[longest_first] = np.arange(len(longest_first))
-    place = rank[place.ravel()]
-    utterances = np.zeros((len(distinct), token_counts.max()), dtype=np.int64)
-    for row, number in enumerate(distinct[longest_first]):
-        ids = pairs.texts[number]
-        utterances[row, : len(ids)] = ids
+    answered, context = pairs.text_of[responses], pairs.text_of[positions]  # (B,), (B, U)
+    told = None
+    if pairs.told is not None:
+        said, context = np.unique(pairs.said_of[positions], return_inverse=True)
+        told, context = pairs.told.rows(said), context.reshape(positions.shape)
+        utterances, token_counts, place = _distinct_utterances(pairs, answered)
+    else:
+        both = np.concatenate([answered, context.ravel()])
+        utterances, token_counts, place = _distinct_utterances(pairs, both)
+        context = place[len(answered) :].reshape(positions.shape)
 
     dialogs = pairs.dialog_of[responses]
     topic = pairs.topic_of[dialogs]
@@ -160,17 +163,31 @@ def collate(pairs: PairSet, responses: Ints, is_hidden: Bools | None = None) -> 
         topic = np.where(is_hidden[:, 0], 0, topic)
         profile = np.where(is_hidden[:, 1:], np.float32(0), profile)
 
-    context = place[: said.size].reshape(said.shape)
     return DialogBatch(
         utterances=torch.from_numpy(utterances),
-        lengths=torch.from_numpy(token_counts[longest_first]),
+        lengths=torch.from_numpy(token_counts),
         context=torch.from_numpy(np.where(is_utterance, context, 0)),
         context_lengths=torch.from_numpy(lengths),
         floor=torch.from_numpy(
             ((pairs.speaker_of[positions] == responder[:, None]) & is_utterance).astype(np.int64)
         ),
-        response=torch.from_numpy(place[said.size :]),
+        response=torch.from_numpy(place[: len(answered)]),
         topic=torch.from_numpy(topic),
         profile=torch.from_numpy(profile),
         dialog=torch.from_numpy(dialogs),
+        told=told,
     )
+
+
+def _distinct_utterances(pairs: PairSet, numbers: Ints) -> tuple[Ints, Ints, Ints]:
+    """Gather distinct utterances, longest first: ids (Q, T), lengths (Q,), place of each number."""
+    distinct, place = np.unique(numbers, return_inverse=True)
+    token_counts = np.array([len(pairs.texts[number]) for number in distinct])
+    order = np.argsort(-token_counts, kind="stable")
+    rank = np.empty_like(order)
+    rank[order] = np.arange(len(order))
+    utterances = np.zeros((len(distinct), token_counts.max()), dtype=np.int64)
+    for row, number in enumerate(distinct[order]):
+        ids = pairs.texts[number]
+        utterances[row, : len(ids)] = ids
+    return utterances, token_counts[order], rank[place]

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from siserve.bundle.text import DIALOG_START, END, PAD, START, UNK, Text, dialog_start_speaker
 
 from siserve_training.data.corpus import Dialog
+from siserve_training.data.told import Told
 
 __all__ = ["Features", "PairSet", "build_vocabulary", "find_features"]
 
@@ -81,7 +82,9 @@ class PairSet:
 
     Attributes:
         texts: distinct utterances, ids with ``<s>`` and ``</s>``.
+        said: distinct utterances as text, for encoders with words of their own; "" opens a dialog.
         text_of: for every position the index of its utterance in `texts`, (P,).
+        said_of: for every position the index of its utterance in `said`, (P,).
         speaker_of: for every position the speaker's number within its dialog, (P,).
         dialog_of: for every position the dialog's number, (P,).
         first_of: position of each dialog's artificial first utterance, (dialogs,).
@@ -90,10 +93,13 @@ class PairSet:
         responses: positions of the responses, dialog after dialog, (pairs,).
         window: largest number of context utterances.
         truncated: number of utterances that were cut.
+        told: what a pretrained context encoder is told of each text in `said`, None without one.
     """
 
     texts: tuple[tuple[int, ...], ...]
+    said: tuple[str, ...]
     text_of: Ints
+    said_of: Ints
     speaker_of: Ints
     dialog_of: Ints
     first_of: Ints
@@ -102,6 +108,7 @@ class PairSet:
     responses: Ints
     window: int
     truncated: int
+    told: Told | None = None
 
     def __len__(self) -> int:
         """Return the number of pairs."""
@@ -112,10 +119,12 @@ class PairSet:
         cls, dialogs: Sequence[Dialog], text: Text, features: Features, window: int = 9
     ) -> PairSet:
         """Tokenise dialogs and enumerate their pairs."""
-        said = [utterance.text for dialog in dialogs for utterance in dialog.utterances]
-        encoded = iter(text.encode_utterances(said))
+        spoken = [utterance.text for dialog in dialogs for utterance in dialog.utterances]
+        encoded = iter(text.encode_utterances(spoken))
         number_of: dict[tuple[int, ...], int] = {}
+        said: dict[str, int] = {}
         text_of: list[int] = []
+        said_of: list[int] = []
         speaker_of: list[int] = []
         dialog_of: list[int] = []
         first_of: list[int] = []
@@ -124,18 +133,21 @@ class PairSet:
             speakers = _speaker_numbers(dialog)
             opener = dialog_start_speaker(list(speakers))
             first_of.append(len(text_of))
-            rows = [(opener, text.dialog_start)]
-            rows += [(utterance.speaker, next(encoded)) for utterance in dialog.utterances]
+            rows = [(opener, "", text.dialog_start)]
+            rows += [(turn.speaker, turn.text, next(encoded)) for turn in dialog.utterances]
             responses += range(len(text_of) + 1, len(text_of) + len(rows) - 1)
-            for speaker, ids in rows:
+            for speaker, spoken_text, ids in rows:
                 text_of.append(number_of.setdefault(ids, len(number_of)))
+                said_of.append(said.setdefault(spoken_text, len(said)))
                 speaker_of.append(speakers[speaker])
                 dialog_of.append(number)
         texts = tuple(number_of)
         lengths = np.array([len(ids) for ids in texts])
         return cls(
             texts=texts,
+            said=tuple(said),
             text_of=np.array(text_of, dtype=np.int64),
+            said_of=np.array(said_of, dtype=np.int64),
             speaker_of=np.array(speaker_of, dtype=np.int64),
             dialog_of=np.array(dialog_of, dtype=np.int64),
             first_of=np.array(first_of, dtype=np.int64),

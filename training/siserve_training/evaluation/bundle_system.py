@@ -64,7 +64,8 @@ class BundleSystem:
     def encode(self, batch: DialogBatch) -> Encoded:
         """Encode contexts; a response stays as its ids, which is what the sampler takes, (B, T)."""
         used = torch.arange(batch.context.shape[1]) < batch.context_lengths.unsqueeze(1)  # (B, U)
-        said = torch.where(used.unsqueeze(2), batch.utterances[batch.context], self._pad)
+        source = batch.utterances if batch.told is None else batch.told
+        said = torch.where(used.unsqueeze(2), source[batch.context], self._pad)
         inputs = {
             "utterances": said.numpy(),  # (B, U, T)
             "floor": batch.floor.numpy(),

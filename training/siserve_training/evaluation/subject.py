@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from siserve.bundle.context_text import ContextText
 from siserve.bundle.manifest import Manifest
-from siserve.bundle.tensors import MANIFEST_FILE, TOKENIZER_FILE
+from siserve.bundle.tensors import CONTEXT_TOKENIZER_FILE, MANIFEST_FILE, TOKENIZER_FILE
 from siserve.bundle.text import Text
 from siserve.bundle.verify import open_bundle
 
 from siserve_training.config import TrainConfig
 from siserve_training.data.corpus import Dialog, DialogCorpus
 from siserve_training.data.pairs import Features, PairSet
+from siserve_training.data.told import Pieces
 from siserve_training.errors import ConfigError, RunError
 from siserve_training.evaluation.bundle_system import BundleSystem
 from siserve_training.evaluation.system import ModelSystem, System
 from siserve_training.methods import load_method
 from siserve_training.models.dialog_model import DialogModel
 from siserve_training.run_folder import RunFolder
+from siserve_training.tasks.told import tell_pairs
 
 __all__ = ["Subject", "open_bundle_subject", "open_run", "open_subject"]
 
@@ -92,6 +95,7 @@ def open_run(
     config, text = run.config(), run.text()
     dialogs, _ = DialogCorpus(data, skip_bad_lines).read(split)
     pairs = PairSet.from_dialogs(dialogs, text, run.features(), config.context_utterances)
+    pairs = tell_pairs(pairs, run.sentence_folder(), config.tune_context_encoder)
     at = run.checkpoint(checkpoint)
     model: DialogModel = load_method(config.method).model_class.from_pretrained(at)
     torch.nn.Module.to(model, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
@@ -117,6 +121,9 @@ def open_bundle_subject(
     features = Features(manifest.features.topics, manifest.features.profile)
     dialogs, _ = DialogCorpus(data, skip_bad_lines).read(split)
     pairs = PairSet.from_dialogs(dialogs, text, features, manifest.limits.context_utterances)
+    if bundle.has(CONTEXT_TOKENIZER_FILE):
+        context_text = ContextText.from_file(bundle.file(CONTEXT_TOKENIZER_FILE))
+        pairs = replace(pairs, told=Pieces(context_text.encode_utterances(pairs.said)))
     state = f"version {manifest.version}"
     system = BundleSystem(bundle)
     return Subject(manifest.name, state, config, system, text, pairs, tuple(dialogs))

@@ -12,7 +12,12 @@ from typing import Literal
 import onnx
 from pydantic import JsonValue, ValidationError
 from siserve.bundle.manifest import Description, Limits, Manifest, Sampling, Sizes
-from siserve.bundle.tensors import MODEL_CARD_FILE, TOKENIZER_FILE, WEIGHTS_FILE
+from siserve.bundle.tensors import (
+    CONTEXT_TOKENIZER_FILE,
+    MODEL_CARD_FILE,
+    TOKENIZER_FILE,
+    WEIGHTS_FILE,
+)
 from siserve.bundle.text import Text
 from siserve.bundle.writing import write_bundle
 
@@ -97,7 +102,8 @@ def export_bundle(
         _write_graphs(folder, built, weights)
         reference = make_reference(round_weights(model.arrays, dtype))
         num_topics = len(model.features.topics)
-        parity = check_parity(folder, reference, model.tokens, built.sizes, num_topics)
+        context_ids = model.sentence.vocabulary if model.sentence else 0
+        parity = check_parity(folder, reference, model.tokens, built.sizes, num_topics, context_ids)
         largest = {"parity_largest_difference": max(parity.differences.values())}
         described = described.model_copy(update={"metrics": {**described.metrics, **largest}})
         card = release.model_card or plain_card(described, dtype)
@@ -107,6 +113,8 @@ def export_bundle(
             WEIGHTS_FILE: folder / WEIGHTS_FILE,
             **{name: folder / name for name in built.graphs},
         }
+        if model.sentence:
+            files[CONTEXT_TOKENIZER_FILE] = model.context_tokenizer.encode()
         return write_bundle(target, files, described)
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import onnx
 from siserve.bundle.tensors import CONTEXT_ENCODER, Graph
 
 from siserve_training.export.errors import ExportError
 from siserve_training.export.graph import GraphBuilder, Value
 from siserve_training.export.model import TrainedModel
-from siserve_training.export.recurrent import context_state
+from siserve_training.export.recurrent import context_state, utterance_vectors
+from siserve_training.export.sentence import sentence_vectors
 from siserve_training.export.sizes import AxisSizes
 from siserve_training.export.weights import Parameters, WeightStore
 
@@ -27,8 +30,11 @@ def context_encoder_graph(
 ) -> onnx.ModelProto:
     """Emit context_encoder.onnx: c = [topic, profiles, context state], as far as they are known."""
     g, given = begin(weights, CONTEXT_ENCODER)
-    utterances = told_utterances(g, model, given["utterances"])
-    parts = [context_state(g, p, utterances, given["floor"])]
+    if model.sentence is None:
+        encode, utterances = utterance_vectors, told_utterances(g, model, given["utterances"])
+    else:
+        encode, utterances = partial(sentence_vectors, shape=model.sentence), given["utterances"]
+    parts = [context_state(g, p, utterances, given["floor"], encode)]
     if model.features.profile:
         parts.insert(0, given["profile"])
     if model.features.topics:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import onnx
 from siserve.bundle.manifest import Features, Sizes, Tokens
 
+from siserve_training.data.sentence_folder import SentenceShape
 from siserve_training.export.weights import FloatArray, WeightStore
 
 __all__ = ["GraphEmitter", "GraphSet", "TrainedModel"]
@@ -23,7 +24,11 @@ class TrainedModel:
         tokens: ids of the special tokens.
         features: what the condition vector holds beside the context.
         logvar_clamp: bound on the absolute log-variances of all heads, 0 for none.
+        noise_multiplies: whether the posterior's noise multiplies what its features give.
         keep_start_mark: whether ``<s>`` is encoded with an utterance.
+        sentence: shape of the pretrained encoder that contexts go through, its weights under
+            ``sentence_encoder.``; None for the GRU over words.
+        context_tokenizer: content of that encoder's tokenizer.json.
     """
 
     method: str
@@ -31,7 +36,10 @@ class TrainedModel:
     tokens: Tokens
     features: Features
     logvar_clamp: float = 0.0
+    noise_multiplies: bool = False
     keep_start_mark: bool = True
+    sentence: SentenceShape | None = None
+    context_tokenizer: str = ""
 
 
 @dataclass(frozen=True)

@@ -99,7 +99,13 @@ def open_graph(path: Path) -> onnxruntime.InferenceSession:
 
 
 def check_parity(
-    folder: Path, reference: Reference, tokens: Tokens, sizes: Sizes, num_topics: int, seed: int = 0
+    folder: Path,
+    reference: Reference,
+    tokens: Tokens,
+    sizes: Sizes,
+    num_topics: int,
+    context_ids: int = 0,
+    seed: int = 0,
 ) -> Parity:
     """Run the graphs of a folder against a model on random inputs of several shapes.
 
@@ -109,12 +115,14 @@ def check_parity(
         tokens: ids of the special tokens.
         sizes: sizes of the model.
         num_topics: known topics; ids go up to this number.
+        context_ids: ids of the contexts' own tokenizer; 0 where they are words as in responses.
         seed: of the random inputs.
 
     Raises:
         ExportError: if a tensor differs by more than 1e-5 or a greedy token differs at all.
     """
-    check = _Check(folder, reference, tokens, sizes, num_topics, np.random.default_rng(seed))
+    rng = np.random.default_rng(seed)
+    check = _Check(folder, reference, tokens, sizes, num_topics, context_ids, rng)
     for shape in _SHAPES:
         check.run(*shape)
     return Parity(check.differences, check.num_greedy_tokens)
@@ -151,6 +159,7 @@ class _Check:
         tokens: Tokens,
         sizes: Sizes,
         num_topics: int,
+        context_ids: int,
         rng: np.random.Generator,
     ) -> None:
         self._sessions = {
@@ -161,6 +170,7 @@ class _Check:
         self._tokens = tokens
         self._sizes = sizes
         self._num_topics = num_topics
+        self._context_ids = context_ids
         self._rng = rng
         self.differences: dict[str, float] = {}
         self.num_greedy_tokens = 0
@@ -177,7 +187,7 @@ class _Check:
     def _compare_context(self, contexts: int, window: int, length: int, known: bool) -> FloatArray:
         shape = (contexts, window)
         inputs: dict[str, Any] = {
-            "utterances": self._utterances(contexts * window, length).reshape(*shape, length),
+            "utterances": self._context(contexts * window, length).reshape(*shape, length),
             "floor": self._rng.integers(0, 2, shape),
             "topic": self._rng.integers(0, self._num_topics + 1, contexts) * known,
             "profile": self._normal(contexts, 8) * np.float32(known),
@@ -277,6 +287,15 @@ class _Check:
         """Compare log densities; a method that has none says NaN throughout, on both sides."""
         has_none = np.isnan(got).all() and np.isnan(expected).all()
         self._differ(name, *((np.zeros_like(a) if has_none else a) for a in (got, expected)))
+
+    def _context(self, count: int, length: int) -> Ids:
+        """Utterances of a context, in the words or in the tokens of their encoder, (count, T)."""
+        if not self._context_ids:
+            return self._utterances(count, length)
+        ids = self._rng.integers(1, self._context_ids, (count, length))
+        lengths = self._rng.integers(2, length + 1, count)
+        ids[np.arange(length) >= lengths[:, None]] = 0
+        return ids
 
     def _utterances(self, count: int, length: int) -> Ids:
         """Utterances from ``<s>`` to ``</s>`` of 2 to `length` random words, padded by 0."""

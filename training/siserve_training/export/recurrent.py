@@ -6,6 +6,7 @@ decoder are spelt out, with torch's order r, z, n, because onnxruntime's operato
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
@@ -13,7 +14,17 @@ import numpy as np
 from siserve_training.export.graph import GraphBuilder, Value
 from siserve_training.export.weights import FloatArray, Parameters
 
-__all__ = ["context_state", "count_real", "gru_last_state", "gru_step", "utterance_vectors"]
+__all__ = [
+    "Encode",
+    "context_state",
+    "count_real",
+    "gru_last_state",
+    "gru_step",
+    "utterance_vectors",
+]
+
+#: (graph, weights, ids padded by 0, (N, T)) to vectors, (N, F).
+Encode = Callable[[GraphBuilder, Parameters, Value], Value]
 
 
 def gru_last_state(
@@ -72,7 +83,9 @@ def utterance_vectors(g: GraphBuilder, p: Parameters, ids: Value) -> Value:
     return gru_last_state(g, p, "utterance_encoder.gru", embedded, lengths, "bidirectional")
 
 
-def context_state(g: GraphBuilder, p: Parameters, utterances: Value, floor: Value) -> Value:
+def context_state(
+    g: GraphBuilder, p: Parameters, utterances: Value, floor: Value, encode: Encode
+) -> Value:
     """Encode contexts: utterances one by one, then a GRU over them and their floors.
 
     Args:
@@ -80,6 +93,7 @@ def context_state(g: GraphBuilder, p: Parameters, utterances: Value, floor: Valu
         p: the model's weights.
         utterances: ids, (B, U, T); real utterances first, the rest of the rows all padding.
         floor: 1 where the responder spoke, 0 elsewhere, (B, U).
+        encode: what makes a vector of an utterance.
 
     Returns:
         State after the last real utterance, (B, H).
@@ -87,7 +101,7 @@ def context_state(g: GraphBuilder, p: Parameters, utterances: Value, floor: Valu
     batch_and_window = g.op("Shape", utterances, start=0, end=2)
     length = g.op("Shape", utterances, start=2, end=3)
     ids = g.op("Reshape", utterances, g.op("Concat", g.integers(-1), length, axis=0))  # (B*U, T)
-    vectors = utterance_vectors(g, p, ids)  # (B*U, F)
+    vectors = encode(g, p, ids)  # (B*U, F)
     shape = g.op("Concat", batch_and_window, g.integers(-1), axis=0)
     vectors = g.op("Reshape", vectors, shape)  # (B, U, F)
     spoke = g.unsqueeze(g.cast(g.op("Equal", floor, g.integer(1)), "float32"), 2)  # (B, U, 1)

@@ -24,6 +24,7 @@ from siserve_training.export.torch_reference import ModelReference
 from siserve_training.export.weights import DType, FloatArray
 from siserve_training.methods import load_method
 from siserve_training.models.dialog_model import DialogModel
+from siserve_training.models.pretrained import load_sentence_encoder
 from siserve_training.run_folder import RunFolder
 
 __all__ = ["export_run"]
@@ -70,6 +71,9 @@ def export_run(
     text, found = run.text(), run.features()
     transformers.utils.logging.disable_progress_bar()  # it is over before it can be read
     model: DialogModel = load_method(config.method).model_class.from_pretrained(folder)
+    encoder = run.sentence_folder()
+    if encoder is not None and not model.holds_sentence_encoder:
+        model.sentence_encoder = load_sentence_encoder(encoder)  # a bundle holds all it needs
     arrays = {
         name: tensor.detach().float().cpu().numpy().copy()
         for name, tensor in model.state_dict().items()
@@ -80,7 +84,10 @@ def export_run(
         tokens=Tokens.model_validate(dataclasses.asdict(text.tokens)),
         features=Features(topics=found.topics, profile=found.profile),
         logvar_clamp=config.logvar_clamp,
+        noise_multiplies=config.noise_entry == "multiplied",
         keep_start_mark=getattr(model.config, "keep_start_mark", True),
+        sentence=encoder.shape if encoder else None,
+        context_tokenizer=encoder.text().to_json() if encoder else "",
     )
     longest = config.max_utterance_tokens
     release = Release(
@@ -115,6 +122,8 @@ def _provenance(run: RunFolder, config: TrainConfig, folder: Path) -> dict[str, 
     values = dataclasses.asdict(config)
     if config.word_vectors:
         values["word_vectors"] = Path(config.word_vectors).name
+    if config.pretrained_folder is not None:
+        values["context_encoder"] = f"hf:{config.pretrained_folder.name}"
     return {
         "corpus": corpus,
         "config": values,

@@ -37,7 +37,7 @@ class ModelReference:
     ) -> FloatArray:
         """Return c, (B, C)."""
         is_real = utterances.any(axis=2)  # (B, U)
-        vectors = self._encode(utterances[is_real])  # (Q, F)
+        vectors = self._encode_said(utterances[is_real])  # (Q, F)
         places = np.zeros(is_real.shape, np.int64)
         places[is_real] = np.arange(is_real.sum())
         with torch.no_grad():
@@ -66,8 +66,9 @@ class ModelReference:
         noise = Noise(
             _tensor(own), _tensor(eps_z).unsqueeze(1), _tensor(of_prior[..., : widths.prior])
         )
+        vectors = self._encode(response) if self._model.encodes_responses else torch.zeros(0)
         with torch.no_grad():
-            latents = self._model.draw_posterior(Encoded(_tensor(c), self._encode(response)), noise)
+            latents = self._model.draw_posterior(Encoded(_tensor(c), vectors), noise)
         return PosteriorDraw(
             _array(latents.z[:, 0]), _array(latents.log_q_z[:, 0]), _array(latents.log_p_z[:, 0])
         )
@@ -82,6 +83,14 @@ class ModelReference:
         with torch.no_grad():
             logits, following = self._model.step(torch.from_numpy(token), _tensor(state))
         return _array(logits), _array(following)
+
+    def _encode_said(self, ids: Ids) -> Tensor:
+        """Encode utterances of contexts, (Q, T) to (Q, F)."""
+        if not self._model.holds_sentence_encoder:
+            return self._encode(ids)
+        with torch.no_grad():
+            vectors: Tensor = self._model.encode_told(torch.from_numpy(ids))
+        return vectors
 
     def _encode(self, ids: Ids) -> Tensor:
         """Encode utterances in any order, (Q, T) to (Q, F); the model wants the longest first."""

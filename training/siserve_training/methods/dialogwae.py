@@ -35,7 +35,8 @@ AUTOENCODER, GENERATORS, CRITIC = "autoencoder", "generators", "critic"
 
 #: Parts of the model that each optimiser moves, by the first part of a parameter's name.
 _POSTERIOR = ("posterior_net", "posterior_generator")
-_CODERS = ("embedding", "topic_embedding", "utterance_encoder", "context_encoder", "decoder")
+_ENCODERS = ("topic_embedding", "sentence_encoder", "utterance_encoder", "context_encoder")
+_CODERS = ("embedding", *_ENCODERS, "decoder")
 _PARTS = {
     AUTOENCODER: (*_CODERS, *_POSTERIOR),
     GENERATORS: (*_POSTERIOR, "prior_net", "prior_generator"),

@@ -22,6 +22,7 @@ from siserve_training.nets.gru import PackedLayout
 from siserve_training.nets.initial import initialise_as_zhao
 from siserve_training.nets.output import WordSample, token_log_probs
 from siserve_training.nets.recurrent import ContextEncoder, ResponseDecoder, UtteranceEncoder
+from siserve_training.nets.sentence import SentenceEncoder
 
 __all__ = ["DialogModel", "DialogModelConfig", "PackedResponses"]
 
@@ -40,6 +41,10 @@ class DialogModelConfig(PreTrainedConfig):
         topic_embedding: size of a topic's vector.
         profile: whether the condition vector holds the two speakers' profiles.
         latent: D.
+        sentence_encoder: sizes of a pretrained encoder of context utterances (`SentenceEncoder`)
+            in place of the GRU over words; None for the GRU.
+        tunes_sentence_encoder: whether the model holds that encoder and trains it; if not, it is
+            told vectors.
     """
 
     def __init__(
@@ -52,6 +57,8 @@ class DialogModelConfig(PreTrainedConfig):
         topic_embedding: int = 30,
         profile: bool = False,
         latent: int = 200,
+        sentence_encoder: dict[str, Any] | None = None,
+        tunes_sentence_encoder: bool = False,
         **kwargs: Any,
     ) -> None:
         self.vocabulary = vocabulary
@@ -62,6 +69,8 @@ class DialogModelConfig(PreTrainedConfig):
         self.topic_embedding = topic_embedding
         self.profile = profile
         self.latent = latent
+        self.sentence_encoder = sentence_encoder
+        self.tunes_sentence_encoder = tunes_sentence_encoder
         super().__init__(**kwargs)
 
     @property
@@ -69,6 +78,11 @@ class DialogModelConfig(PreTrainedConfig):
         """C, the size of the condition vector."""
         topic = self.topic_embedding if self.topics else 0
         return topic + (_PROFILE_SIZE if self.profile else 0) + self.context_hidden
+
+    @property
+    def said(self) -> int:
+        """Size of the vector of a context utterance."""
+        return int(self.sentence_encoder["hidden"]) if self.sentence_encoder else self.response
 
     @property
     def response(self) -> int:
@@ -119,6 +133,8 @@ class DialogModel(PreTrainedModel, ABC):
     has_densities = True
     #: Whether the response follows from the context alone, without a latent.
     is_deterministic = False
+    #: Whether anything but the context encoder looks at an utterance's vector.
+    encodes_responses = True
     decoder: ResponseDecoder | ConditionedDecoder
 
     def __init__(self, config: DialogModelConfig) -> None:
@@ -126,8 +142,22 @@ class DialogModel(PreTrainedModel, ABC):
         self.embedding = nn.Embedding(config.vocabulary, config.word_embedding, padding_idx=0)
         if config.topics:
             self.topic_embedding = nn.Embedding(config.topics + 1, config.topic_embedding)
-        self.utterance_encoder = UtteranceEncoder(config.word_embedding, config.utterance_hidden)
-        self.context_encoder = ContextEncoder(config.response, config.context_hidden)
+        if self.encodes_responses or not config.sentence_encoder:
+            self.utterance_encoder = UtteranceEncoder(
+                config.word_embedding, config.utterance_hidden
+            )
+        if config.sentence_encoder and config.tunes_sentence_encoder:
+            self.sentence_encoder = SentenceEncoder(**config.sentence_encoder)
+        self.context_encoder = ContextEncoder(config.said, config.context_hidden)
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """Initialise every module, the parts of a module before itself.
+
+        transformers' own walk passes over modules that hold their parameters in parts alone.
+        """
+        for module in reversed(list(self.modules())):
+            self._init_weights(module)
 
     def _init_weights(self, module: nn.Module) -> None:
         initialise_as_zhao(module)
@@ -143,6 +173,15 @@ class DialogModel(PreTrainedModel, ABC):
     def inference_parameters(self) -> list[nn.Parameter]:
         """Return the parameters of q(z|x,c) alone, which Algorithm 1's inner steps train."""
         return []
+
+    def pretrained_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters of a pretrained encoder that is tuned, which learn more slowly."""
+        return list(self.sentence_encoder.parameters()) if self.holds_sentence_encoder else []
+
+    @property
+    def holds_sentence_encoder(self) -> bool:
+        """Whether the pretrained encoder is part of the model."""
+        return hasattr(self, "sentence_encoder")
 
     def first_state(self, c: Tensor, z: Tensor) -> Tensor:
         """Return the decoder's state before ``<s>``; leading axes of c and z agree, (..., H)."""
@@ -165,12 +204,20 @@ class DialogModel(PreTrainedModel, ABC):
             of_words: on the words of utterances; contexts that share an utterance share its masks.
             of_utterances: on the utterances of each context, their floors with them.
         """
-        vectors = self.encode_utterances(batch.utterances, batch.lengths, of_words)  # (Q, F)
+        if self.encodes_responses or batch.told is None:
+            vectors = self.encode_utterances(batch.utterances, batch.lengths, of_words)  # (Q, F)
+        else:
+            vectors = torch.zeros(len(batch.utterances), 0, device=batch.told.device)
+        said = vectors if batch.told is None else self.encode_told(batch.told)
         context = self.context_encoder(
-            vectors, batch.context, batch.floor, batch.context_lengths, of_utterances
+            said, batch.context, batch.floor, batch.context_lengths, of_utterances
         )
         c = self.condition(context, batch.topic, batch.profile)  # (B, C)
         return Encoded(c, vectors[batch.response])
+
+    def encode_told(self, told: Tensor) -> Tensor:
+        """Encode ids of the pretrained encoder, (Q, T) to (Q, P); its vectors stay, (Q, P)."""
+        return told if told.is_floating_point() else cast(Tensor, self.sentence_encoder(told))
 
     def encode_utterances(
         self, utterances: Tensor, lengths: Tensor, dropout: Dropout | None = None

@@ -61,6 +61,7 @@ class HRED(DialogModel):
 
     config_class = HREDConfig
     is_deterministic = True
+    encodes_responses = False
 
     def __init__(self, config: HREDConfig) -> None:
         super().__init__(config)

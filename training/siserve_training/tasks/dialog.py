@@ -14,6 +14,7 @@ from siserve.bundle.text import Text
 from siserve_training.config import TrainConfig
 from siserve_training.data.corpus import SPLITS, DialogCorpus
 from siserve_training.data.pairs import Features, PairSet, build_vocabulary, find_features
+from siserve_training.data.sentence_folder import SentenceFolder
 from siserve_training.data.word_vectors import start_from_vectors
 from siserve_training.evaluation.information import mutual_information
 from siserve_training.evaluation.system import Scorer
@@ -21,7 +22,9 @@ from siserve_training.methods import load_method
 from siserve_training.models.cvae import CVAE
 from siserve_training.models.dialog_model import DialogModel
 from siserve_training.models.draws import NoiseWidths
+from siserve_training.models.pretrained import load_sentence_encoder
 from siserve_training.tasks.prepared import PreparedBatch, validation_batches
+from siserve_training.tasks.told import tell_pairs
 
 __all__ = [
     "DialogData",
@@ -43,6 +46,7 @@ class DialogData:
         train: training pairs.
         valid: validation pairs.
         notes: what a user should know of the corpus, a line each.
+        encoder: the pretrained encoder of context utterances, None for the model's own.
     """
 
     text: Text
@@ -50,10 +54,15 @@ class DialogData:
     train: PairSet
     valid: PairSet
     notes: tuple[str, ...]
+    encoder: SentenceFolder | None = None
 
 
 def load_dialog_data(
-    folder: Path, config: TrainConfig, skip_bad_lines: bool, text: Text | None = None
+    folder: Path,
+    config: TrainConfig,
+    skip_bad_lines: bool,
+    text: Text | None = None,
+    encoder: SentenceFolder | None = None,
 ) -> DialogData:
     """Read a corpus and see what it offers; switched-off features are noted.
 
@@ -62,7 +71,10 @@ def load_dialog_data(
         config: sizes and wishes.
         skip_bad_lines: count malformed lines instead of refusing the corpus.
         text: the vocabulary of a run that is resumed; built on the training split if None.
+        encoder: the copy of a pretrained encoder that a resumed run has; opened if None.
     """
+    if encoder is None and config.pretrained_folder is not None:
+        encoder = SentenceFolder.open(config.pretrained_folder)
     corpus = DialogCorpus(folder, skip_bad_lines)
     notes: list[str] = []
     splits = {}
@@ -86,18 +98,28 @@ def load_dialog_data(
             splits["train"], config.vocabulary_size, config.max_utterance_tokens
         )
     train, valid = (
-        PairSet.from_dialogs(splits[name], text, features, config.context_utterances)
+        tell_pairs(
+            PairSet.from_dialogs(splits[name], text, features, config.context_utterances),
+            encoder,
+            config.tune_context_encoder,
+        )
         for name in ("train", "valid")
     )
-    return DialogData(text, features, train, valid, tuple(notes))
+    return DialogData(text, features, train, valid, tuple(notes), encoder)
 
 
 def build_model(config: TrainConfig, data: DialogData) -> DialogModel:
     """Make the model of a configuration, its weights drawn from the configuration's seed."""
     method = load_method(config.method)
+    sizes = method.model_config(config, data.text.size, data.features)
+    if data.encoder is not None:
+        sizes.sentence_encoder = data.encoder.shape.to_dict()
+        sizes.tunes_sentence_encoder = config.tune_context_encoder
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
-        model = method.model_class(method.model_config(config, data.text.size, data.features))
+        model = method.model_class(sizes)
+    if data.encoder is not None and config.tune_context_encoder:
+        model.sentence_encoder = load_sentence_encoder(data.encoder)
     if config.word_vectors:
         start_from_vectors(model.embedding.weight, data.text, Path(config.word_vectors))
     return model
