@@ -106,9 +106,13 @@ def _with_ones(g: GraphBuilder, value: Value) -> Value:
 
 
 def _mean(g: GraphBuilder, states: Value, is_token: Value) -> Value:
-    """Emit the mean over real tokens, (N, T, P) and (N, T) to (N, P)."""
-    row = g.unsqueeze(is_token, 1)  # (N, 1, T)
-    total = g.op("Squeeze", g.op("MatMul", row, states), g.integers(1))  # (N, P)
+    """Emit the mean over real tokens, (N, T, P) and (N, T) to (N, P).
+
+    A second row of zeros beside the mask keeps onnxruntime from its product of one row with a
+    matrix, which adds in another order if the length is 3 modulo 4.
+    """
+    rows = g.op("Pad", g.unsqueeze(is_token, 1), g.integers(0, 0, 0, 0, 1, 0))  # (N, 2, T)
+    total = g.op("Gather", g.op("MatMul", rows, states), g.integer(0), axis=1)  # (N, P)
     count = g.reduce("ReduceSum", is_token, 1, keep=True)  # (N, 1), exact in any order
     return g.op("Div", total, g.op("Max", count, g.real(1.0)))
 
