@@ -156,3 +156,80 @@ def test_cuda_gives_the_losses_of_the_cpu(model, data, config):
     batch = batch.to(torch.device("cuda"))
     on_gpu = model.to("cuda")(batch.pairs, batch.noise).log_p_x.cpu()
     torch.testing.assert_close(on_gpu, on_cpu, atol=1e-3, rtol=1e-4)
+
+
+def test_multiplied_noise_leaves_the_posterior_of_no_noise_where_added_noise_does(data, config):
+    """At eps = 0 both entries give the same; away from it they differ."""
+    encoded = None
+    means = {}
+    for entry in ("added", "multiplied"):
+        values = {**TINY, "noise_entry": entry}
+        model = build_model(TrainConfig.from_values(values), data)
+        encoded = encoded or model.encode(prepared(data, config).pairs)
+        eps = torch.randn(12, 2, 4, generator=torch.Generator().manual_seed(0))
+        eps[:, 0] = 0
+        means[entry] = model.conditional(encoded, eps).mu
+    torch.testing.assert_close(means["added"][:, 0], means["multiplied"][:, 0])
+    assert not torch.allclose(means["added"][:, 1], means["multiplied"][:, 1])
+
+
+def test_the_gain_and_the_first_log_variance_set_how_far_the_noise_reaches_at_the_start(data):
+    plain, strong = (
+        build_model(TrainConfig.from_values({**TINY, **changes}), data)
+        for changes in ({}, {"noise_gain": 3.0, "start_logvar": -2.0})
+    )
+    first, second = plain.posterior_net.hidden.weight, strong.posterior_net.hidden.weight
+    torch.testing.assert_close(second[:, -4:], 3 * first[:, -4:])
+    torch.testing.assert_close(second[:, :-4], first[:, :-4])
+    assert torch.equal(strong.posterior_net.out.bias[5:], torch.full((5,), -2.0))
+    assert not strong.posterior_net.out.bias[:5].any()
+
+
+def test_an_explicit_mixture_weighs_its_latents_and_scores_them_under_the_whole(data):
+    values = {**TINY, "method": "gmm-cvae", "components": 2, "num_aux": 0, "aux_floor": 0}
+    config = TrainConfig.from_values(values)
+    model = build_model(config, data)
+    widths = model.config.widths
+    _, responses = next(training_batches(data.train, config, 0))
+    noise = StepNoise.of(0, 0, 0)
+    batch = prepare_batch(
+        data.train, responses, config, widths, noise, 0, sample_from=0, hide=False
+    )
+    draws = model(batch.pairs, batch.noise)
+    torch.testing.assert_close(draws.log_weights.exp().sum(-1), torch.ones(12))
+    own = draws.own.log_prob(draws.z) + draws.log_weights
+    assert (draws.posterior.log_prob(draws.z) >= own - 1e-5).all()
+    assert draws_loss(draws, config, 1.0).loss.isfinite()
+
+
+def test_a_semi_implicit_prior_keeps_the_estimate_of_the_likelihood_unbiased(data, config):
+    """E over fresh lambda of the mixture is p(z|c) itself, whatever their number."""
+    values = {**TINY, "prior_noise": 3}
+    model = build_model(TrainConfig.from_values(values), data)
+    with torch.no_grad():
+        model.prior_net.hidden.weight[:, -3:] *= 6
+    c = model.encode(prepared(data, config).pairs).c[:1]
+    z = torch.zeros(1, 1, 5)
+    generator = torch.Generator().manual_seed(0)
+    many = torch.randn(1, 60_000, 3, generator=generator)
+    exact = model.prior_density(c, many).log_prob(z).item()
+    few = [model.prior_density(c, part).log_prob(z) for part in many.split(4, dim=1)]
+    estimates = torch.cat(few).flatten()
+    assert estimates.exp().mean().log().item() == pytest.approx(exact, abs=1e-3)
+    assert estimates.mean().item() < exact - 1e-3  # Jensen: the bound stays a bound
+
+
+def test_weights_start_as_in_the_reference_code(data):
+    """Output layer, GRUs and words U(-0.08, 0.08), dense layers Glorot, GRU gates at bias 1."""
+    model = build_model(TrainConfig.from_values({**TINY, "bow_weight": 1.0}), data)
+    for weight in (
+        model.decoder.out.weight,
+        model.decoder.gru.weight_hh_l0,
+        model.embedding.weight,
+    ):
+        assert 0.07 < weight.abs().max() <= 0.08
+    rows, columns = model.prior_net.hidden.weight.shape
+    glorot = (6 / (rows + columns)) ** 0.5
+    assert 0.8 * glorot < model.prior_net.hidden.weight.abs().max() <= glorot
+    assert torch.equal(model.decoder.gru.bias_ih_l0, torch.tensor([1.0] * 20 + [0.0] * 10))
+    assert not model.decoder.gru.bias_hh_l0.any() and not model.embedding.weight[0].any()

@@ -129,7 +129,7 @@ class _CVAE:
         if not self.noise.posterior:
             q = gaussian_head(g, self.parameters, "posterior_net", features, logvar_clamp=clamp)
             return q, lambda z: log_density(g, q, z)
-        noise = Noise(eps_lam, self.noise.posterior)
+        noise = Noise(eps_lam, self.noise.posterior, self._model.noise_multiplies)
         mixture = gaussian_head(g, self.parameters, "posterior_net", features, noise, clamp)
 
         def log_q(z: Value) -> Value:

@@ -38,10 +38,14 @@ class Gaussian:
 
 @dataclass(frozen=True)
 class Noise:
-    """Noise that a head takes as one more input, several draws a row: (R, A1, size)."""
+    """Noise that a head takes as one more input, several draws a row: (R, A1, size).
+
+    Its part of the first layer is added to that of the features, or multiplies it as 1 + part.
+    """
 
     value: Value
     size: int
+    multiplies: bool = False
 
 
 def linear(g: GraphBuilder, p: Parameters, name: str, *inputs: Value) -> Value:
@@ -171,6 +175,8 @@ def _linear_with_noise(
     bias = p[f"{name}.bias"]
     shared = _affine(g, name, "kernel_features", of_features, bias, features)  # (R, F)
     own = g.op("MatMul", noise.value, g.weight(f"{name}.kernel_noise", of_noise))  # (R, A1, F)
+    if noise.multiplies:
+        return g.op("Mul", g.unsqueeze(shared, 1), g.op("Add", own, g.real(1.0)))
     return g.op("Add", g.unsqueeze(shared, 1), own)
 
 

@@ -40,6 +40,7 @@ def cvae_method(**sizes: str) -> Method:
             decoder_hidden=config.decoder_hidden,
             bow_hidden=config.bow_hidden if config.bow_weight else 0,
             logvar_clamp=config.logvar_clamp,
+            noise_entry=config.noise_entry,
             noise_gain=config.noise_gain,
             start_logvar=config.start_logvar,
         )

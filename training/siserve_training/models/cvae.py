@@ -37,6 +37,7 @@ class CVAEConfig(DialogModelConfig):
         decoder_hidden: hidden units of the decoder.
         bow_hidden: tanh layer of the bag-of-words head, 0 to leave the head out.
         logvar_clamp: bound on the absolute log-variances, 0 for none.
+        noise_entry: "added" to what the posterior makes of the features, or "multiplied" with it.
         noise_gain: factor on the noise's weights at the start of training.
         start_logvar: log-variance of the conditional q(z|lambda) at the start of training.
     """
@@ -53,6 +54,7 @@ class CVAEConfig(DialogModelConfig):
         decoder_hidden: int = 400,
         bow_hidden: int = 0,
         logvar_clamp: float = 0.0,
+        noise_entry: str = "added",
         noise_gain: float = 1.0,
         start_logvar: float = 0.0,
         **kwargs: Any,
@@ -65,6 +67,7 @@ class CVAEConfig(DialogModelConfig):
         self.decoder_hidden = decoder_hidden
         self.bow_hidden = bow_hidden
         self.logvar_clamp = logvar_clamp
+        self.noise_entry = noise_entry
         self.noise_gain = noise_gain
         self.start_logvar = start_logvar
         super().__init__(**kwargs)
@@ -115,7 +118,12 @@ class CVAE(DialogModel):
                 config.logvar_clamp,
             )
         return GaussianHead(
-            features, config.noise, config.post_hidden, config.latent, config.logvar_clamp
+            features,
+            config.noise,
+            config.post_hidden,
+            config.latent,
+            config.logvar_clamp,
+            multiplies=config.noise_entry == "multiplied",
         )
 
     def _init_weights(self, module: nn.Module) -> None:

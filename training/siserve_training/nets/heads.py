@@ -20,10 +20,18 @@ class GaussianHead(nn.Module):
         hidden: size of the tanh layer, 0 for none.
         latent: D.
         logvar_clamp: bound on the absolute log-variance, 0 for none.
+        multiplies: whether the noise's part multiplies that of the features, as 1 + part, rather
+            than being added to it.
     """
 
     def __init__(
-        self, features: int, noise: int, hidden: int, latent: int, logvar_clamp: float = 0.0
+        self,
+        features: int,
+        noise: int,
+        hidden: int,
+        latent: int,
+        logvar_clamp: float = 0.0,
+        multiplies: bool = False,
     ) -> None:
         super().__init__()
         if hidden:
@@ -31,6 +39,7 @@ class GaussianHead(nn.Module):
         self.out = nn.Linear(hidden or features + noise, 2 * latent)
         self.has_hidden = hidden > 0
         self.noise = noise
+        self.multiplies = multiplies
         self.logvar_clamp = logvar_clamp
 
     def start_noise(self, gain: float, start_logvar: float) -> None:
@@ -68,7 +77,9 @@ class GaussianHead(nn.Module):
                 [first.in_features - self.noise, self.noise], dim=1
             )
             shared = nn.functional.linear(features, of_features, first.bias)  # (B, H)
-            projected = shared.unsqueeze(1) + nn.functional.linear(eps_lam, of_noise)  # (B, S, H)
+            own = nn.functional.linear(eps_lam, of_noise)  # (B, S, H)
+            shared = shared.unsqueeze(1)  # (B, 1, H)
+            projected = shared * (1 + own) if self.multiplies else shared + own
         parameters = self.out(torch.tanh(projected)) if self.has_hidden else projected
         mu, logvar = parameters.chunk(2, dim=-1)
         if self.logvar_clamp:
