@@ -24,7 +24,7 @@ class PlainSystem:
     has_densities = False
     is_deterministic = False
     device = torch.device("cpu")
-    marks = (0, 1, 2, 3, 4)
+    marks: tuple[int, ...] = (0, 1, 2, 3, 4)
 
     def encode(self, batch):
         last = batch.context[torch.arange(len(batch)), batch.context_lengths - 1]

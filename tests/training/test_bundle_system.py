@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from siserve_training.tasks.prepared import evaluation_batches
 from .small_runs import write_run
 
 #: Systems whose graphs take noise in different ways.
-SYSTEMS = {
+SYSTEMS: dict[str, dict[str, Any]] = {
     "semi-implicit posterior and prior": {"method": "si-cvae", "prior_noise": 3},
     "gaussian": {"method": "cvae"},
     "mixture": {"method": "gmm-cvae", "components": 2},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -80,7 +81,7 @@ def test_more_importance_samples_raise_the_estimate_above_the_elbo(data, config)
 
 def test_a_latent_that_says_nothing_leaves_one_sample_exact(data, config):
     """Where decoder and posterior ignore z and x, every weight is p(x|c) itself."""
-    model = build_model(config, data)
+    model: Any = build_model(config, data)
     with torch.no_grad():
         model.decoder.init.weight[:, -config.latent :] = 0
         for head in (model.prior_net, model.posterior_net):

@@ -100,6 +100,16 @@ def test_a_latent_may_have_fewer_or_more_numbers_than_the_test_looks_at(data, la
     assert 0 <= use.non_gaussian <= 1 and math.isfinite(use.share_of_mu)
 
 
+def test_where_nothing_varies_there_is_no_share(data):
+    def still(model):
+        sharpen(model)
+        model.posterior_net.out.weight.zero_()
+
+    for model, pairs in ((random_model(CONFIG, data, still), 5), (random_model(CONFIG, data), 1)):
+        use = noise_use(model, data.train, CONFIG, pairs)
+        assert math.isnan(use.share_of_mu) and not math.isnan(use.share_of_width)
+
+
 def test_measuring_leaves_the_mode_of_the_model(data):
     model = random_model(CONFIG, data)
     for training in (True, False):

@@ -30,6 +30,7 @@ __all__ = ["Measurement", "Subject", "measure", "open_run", "open_subject", "to_
 #: Auxiliaries at which the bound is told; its rise with K is a law of semi-implicit posteriors.
 BOUND_AT = (0, 1, 5, 30, 100)
 _MI_PAIRS = 256
+_NOISE_PAIRS = 100
 
 
 @dataclass(frozen=True)
@@ -182,7 +183,7 @@ def _latents(subject: Subject, asked: Measurement, say: Callable[[str], None]) -
     if not model.config.noise:
         return measured
     say("use of the noise")
-    use = noise_use(model, pairs, config)
+    use = noise_use(model, pairs, config, min(asked.pairs or _NOISE_PAIRS, _NOISE_PAIRS))
     at_each = bounds_by_num_aux(model, pairs, config, BOUND_AT, asked.pairs)
     return {
         **measured,

@@ -8,6 +8,7 @@ their mean and covariance.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -106,13 +107,19 @@ def noise_use(model: CVAE, pairs: PairSet, config: TrainConfig, count: int = 100
             _looks_gaussian(model, encoded, row, noise) < 0.05 for row in range(len(batch))
         ]
     model.train(was_training)
-    between = float(torch.cat(means).var(0).sum()) * len(rejected)
+    count = len(rejected)
+    between = float(torch.cat(means).var(0).sum()) * count if count > 1 else math.nan
     return NoiseUse(
-        share_of_mu=within / (within + between),
-        share_of_width=within / (within + sigma2),
+        share_of_mu=_share(within, between),
+        share_of_width=_share(within, sigma2),
         non_gaussian=float(np.mean(rejected)),
-        pairs=len(rejected),
+        pairs=count,
     )
+
+
+def _share(part: float, rest: float) -> float:
+    """Return the part's share of both, NaN where nothing varies."""
+    return part / (part + rest) if part + rest != 0 else math.nan
 
 
 def noise_shares(
