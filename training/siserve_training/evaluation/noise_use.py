@@ -34,7 +34,8 @@ class NoiseUse:
 
     Attributes:
         share_of_mu: E_x Var_eps(mu) over the variance of mu across pairs and noise, summed over D.
-        share_of_width: E_x Var_eps(mu) over the posterior's variance, Var_eps(mu) + E sigma^2.
+        share_of_width: share of the posterior's variance that the noise makes along the axis in
+            which it makes most, in units of each dimension's sigma; mean over pairs.
         non_gaussian: share of pairs whose draws the energy test tells from their best Gaussian at
             the 5 % level; 0.05 is what Gaussians give.
         pairs: tested.
@@ -95,14 +96,17 @@ def noise_use(model: CVAE, pairs: PairSet, config: TrainConfig, count: int = 100
     model.train(False)
     device = next(model.parameters()).device
     noise = StepNoise.of(config.seed, RANKING, 0)
-    within, sigma2, means, rejected = 0.0, 0.0, [], []
+    within, means, shares, rejected = 0.0, [], [], []
     for batch in evaluation_batches(pairs, count, 16):
         encoded = model.encode(batch.to(device))
         eps = noise.normal(len(batch), _DRAWS, model.config.widths.lam).to(device)
         parts = model.mixture(encoded, eps).components  # (B, S, D)
         means.append(parts.mu.mean(1))
         within += float(parts.mu.var(1).sum())
-        sigma2 += float(parts.logvar.exp().mean(1).sum())
+        shares += [
+            _widest_share(DiagonalNormal(*pair))
+            for pair in zip(parts.mu, parts.logvar, strict=True)
+        ]
         rejected += [
             _looks_gaussian(model, encoded, row, noise) < 0.05 for row in range(len(batch))
         ]
@@ -111,7 +115,7 @@ def noise_use(model: CVAE, pairs: PairSet, config: TrainConfig, count: int = 100
     between = float(torch.cat(means).var(0).sum()) * count if count > 1 else math.nan
     return NoiseUse(
         share_of_mu=_share(within, between),
-        share_of_width=_share(within, sigma2),
+        share_of_width=float(np.mean(shares)),
         non_gaussian=float(np.mean(rejected)),
         pairs=count,
     )
@@ -120,6 +124,19 @@ def noise_use(model: CVAE, pairs: PairSet, config: TrainConfig, count: int = 100
 def _share(part: float, rest: float) -> float:
     """Return the part's share of both, NaN where nothing varies."""
     return part / (part + rest) if part + rest != 0 else math.nan
+
+
+def _in_sigmas(parts: DiagonalNormal) -> tuple[Tensor, Tensor]:
+    """Return one pair's means in units of sigma, centred, (S, D), and that sigma, (D,)."""
+    sigma = parts.logvar.exp().mean(0).sqrt()
+    return (parts.mu - parts.mu.mean(0)) / sigma, sigma
+
+
+def _widest_share(parts: DiagonalNormal) -> float:
+    """Return the noise's share of the variance along its widest axis, batch shape (S, D)."""
+    moved, _ = _in_sigmas(parts)
+    variance = float(torch.linalg.matrix_norm(moved.double(), ord=2)) ** 2 / (len(moved) - 1)
+    return variance / (variance + 1)
 
 
 def noise_shares(
@@ -137,7 +154,8 @@ def noise_shares(
 def _looks_gaussian(model: CVAE, encoded: Encoded, row: int, noise: StepNoise) -> float:
     """Return the p-value of one pair's draws against fresh draws of their best Gaussian.
 
-    Along the axes in which the noise moves the posterior most; in the others sigma would drown it.
+    Along the axes in which the noise moves the posterior most, measured in sigmas; in the others
+    sigma would drown it.
     """
     one = Encoded(encoded.c[row : row + 1], encoded.response[row : row + 1])
     widths, device = model.config.widths, encoded.c.device
@@ -145,8 +163,9 @@ def _looks_gaussian(model: CVAE, encoded: Encoded, row: int, noise: StepNoise) -
     parts = model.mixture(one, eps).components
     own = DiagonalNormal(parts.mu[0], parts.logvar[0])
     z = own.rsample(noise.normal(4 * _DRAWS, widths.z).to(device))  # (4S, D)
-    axes = torch.linalg.svd(own.mu - own.mu.mean(0), full_matrices=False).Vh[:_AXES]
-    projected = (z @ axes.T).double()  # (4S, A)
+    moved, sigma = _in_sigmas(own)
+    axes = torch.linalg.svd(moved, full_matrices=False).Vh[:_AXES]
+    projected = ((z - own.mu.mean(0)) / sigma @ axes.T).double()  # (4S, A)
     drawn, rest = projected[:_DRAWS], projected[_DRAWS:]
     covariance = torch.cov(rest.T).reshape(len(axes), -1)  # cov makes a number of one axis
     factor = torch.linalg.cholesky(covariance + 1e-12 * torch.eye(len(axes)).to(rest))
