@@ -54,7 +54,7 @@ _SECTIONS: dict[str, dict[str, str]] = {
         "b_k": "B_K, what the mixture gains, nats",
         "log_b_k": "log B_K",
         "noise_share_of_mu": "share of Var(mu) that the noise makes",
-        "noise_share_of_width": "share of the posterior's variance",
+        "noise_share_of_width": "  of the variance along its widest axis",
         "non_gaussian": "posteriors told from a Gaussian at 5 %",
     },
 }

@@ -40,7 +40,7 @@ _NOISE = {
     "B_K": "b_k",
     "log B_K": "log_b_k",
     "of Var(mu)": "noise_share_of_mu",
-    "of width": "noise_share_of_width",
+    "of widest axis": "noise_share_of_width",
     "non-Gaussian": "non_gaussian",
     "L_0": "bound_at_0",
     "L_1": "bound_at_1",
@@ -102,10 +102,11 @@ _MORE_TEXT = (
     "four different ones."
 )
 _NOISE_TEXT = (
-    "B_K in nats, at most log(K + 1); which share of the variance of the posterior means, and of "
-    "the posterior's own variance, the noise makes; the share of posteriors whose draws a "
-    "two-sample energy test tells from their best Gaussian at 5 %; and the bound L_K, which rises "
-    "with K."
+    "B_K in nats, at most log(K + 1); the noise's share of the variance of the posterior means over "
+    "all pairs, and of one posterior's variance along its widest axis (in sigmas); the share of "
+    "posteriors whose draws a two-sample energy test tells from their best Gaussian at 5 %; and the "
+    "bound L_K, which rises with K. B_K above 0 with posteriors that the test cannot tell from "
+    "Gaussians means that the noise makes correlations, not modes."
 )
 
 
