@@ -262,12 +262,9 @@ def test_the_literal_preset_leaves_off_what_the_default_adds():
     assert literal.hide_feature_rate == 0 and literal.post_hidden == 0
     assert default.bow_weight > 0 and default.free_nats > 0 and default.beta_max < 1
     for config in (literal, default):
-        assert (config.latent, config.noise, config.num_latents, config.num_aux) == (
-            200,
-            100,
-            5,
-            30,
-        )
+        assert (config.latent, config.num_latents, config.num_aux) == (200, 5, 30)
+    assert (literal.noise, literal.noise_gain, literal.aux_floor) == (100, 1.0, 1)
+    assert default.noise < 100 and default.noise_gain > 1 and default.aux_floor == 30
 
 
 def test_bf16_is_used_where_it_is_native_and_fp32_elsewhere(corpus, tmp_path, capfd):

@@ -157,6 +157,8 @@ def _cell(row: MeasuredRow, name: str) -> str:
     if name not in row.values:
         return ""
     places = 1 if name == "length" or abs(row.values[name]) >= 10 else 3
+    if name.startswith("corpus_distinct"):
+        places = 5
     value = f"{row.values[name]:.{places}f}"
     if name in row.half_widths:
         value += f" ± {row.half_widths[name]:.{places}f}"
