@@ -60,7 +60,7 @@ def tiny_bert(
         model = BertModel(BertConfig(**{**SIZES, **sizes}))
         with torch.no_grad():
             for parameter in model.parameters():
-                parameter.add_(0.1 * torch.randn(parameter.shape))
+                parameter.add_(0.3 * torch.randn(parameter.shape))
     model.save_pretrained(path)
     tiny_tokenizer().save(str(path / "tokenizer.json"))
     kinds = ["Transformer", "Pooling"] + ["Normalize"] * normalize
