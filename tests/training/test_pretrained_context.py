@@ -26,6 +26,7 @@ from siserve_training.export.parity import open_graph
 from siserve_training.export.run import export_run
 from siserve_training.fit import Trainer
 from siserve_training.methods import METHODS
+from siserve_training.reproduce.table import chosen_rows
 from siserve_training.run_folder import RunFolder
 from siserve_training.tasks.dialog import build_model, load_dialog_data
 from siserve_training.tasks.prepared import evaluation_batches
@@ -107,9 +108,9 @@ def test_a_frozen_encoders_vectors_are_what_a_tuned_one_starts_from(corpus, bert
         parameter.mul_(8.0)  # the first weights are too small to tell contexts apart
     tuned.load_state_dict(frozen.state_dict(), strict=False)
     assert tuned.holds_sentence_encoder and not frozen.holds_sentence_encoder
-    found, expected = (
+    expected, found = (
         model.train(False).encode(next(evaluation_batches(part.train, 20, 20))).c
-        for model, part in zip((tuned, frozen), data, strict=True)
+        for model, part in zip((frozen, tuned), data, strict=True)
     )
     assert torch.allclose(found, expected, atol=3e-3)
     assert expected.std(dim=0).max() > 0.1
@@ -262,3 +263,13 @@ def test_a_folder_that_is_not_there_is_refused_before_anything_is_written(corpus
     with pytest.raises(ConfigError, match="config.json"):
         start_run(tmp_path / "run", corpus, config(tmp_path / "none"))
     assert not (tmp_path / "run").exists()
+
+
+def test_the_table_gets_one_more_row_where_it_is_asked_for(bert, tmp_path):
+    *rest, row = chosen_rows("", f"hf:{bert}")
+    assert tuple(rest) == chosen_rows("")
+    assert row.settings == {"context_encoder": f"hf:{bert}"} and row.ours
+    assert chosen_rows(row.name, f"hf:{bert}") == (row,)
+    for wrong in ("gru", "hf:", f"hf:{tmp_path / 'none'}"):
+        with pytest.raises(ConfigError, match="hf:DIR|config.json"):
+            chosen_rows("", wrong)

@@ -32,6 +32,10 @@ def dialog(
         Path | None,
         typer.Option("--word-vectors", help="GloVe text file to start word vectors from."),
     ] = None,
+    context_encoder: Annotated[
+        str,
+        typer.Option("--context-encoder", metavar="hf:DIR", help="A pretrained one: one more row."),
+    ] = "",
     rows: Annotated[str, typer.Option("--rows", help="Some rows, separated by commas.")] = "",
     seeds: Annotated[str, typer.Option("--seeds", help="Training seeds, by commas.")] = "0",
     jobs: Annotated[int, typer.Option("--jobs", min=0, help="Runs at a time; 0 chooses.")] = 0,
@@ -56,8 +60,9 @@ def dialog(
     def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
+    wanted = chosen_rows(rows, context_encoder)
     plan = with_limits(make_plan(scale, data, out, vectors, word_vectors), max_steps, contexts)
-    page = reproduce_dialog(plan, chosen_rows(rows), _numbers(seeds), jobs, say)
+    page = reproduce_dialog(plan, wanted, _numbers(seeds), jobs, say)
     say(f"results: {page}")
 
 

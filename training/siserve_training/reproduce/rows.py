@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["COLUMNS", "ROWS", "SCALES", "PaperRow", "Row", "Scale"]
+__all__ = ["COLUMNS", "ROWS", "SCALES", "PaperRow", "Row", "Scale", "pretrained_row"]
 
 #: The paper's columns: title and our metric. It names neither NLTK's version nor the treatment of
 #: what follows `</s>`; the legacy BLEU and the peers' embedding scores are its likely choice.
@@ -221,3 +221,18 @@ ROWS = (
         ours=True,
     ),
 )
+
+
+def pretrained_row(context_encoder: str) -> Row:
+    """Make the row of our recipe with a pretrained context encoder, which ROWS cannot name.
+
+    Args:
+        context_encoder: hf:DIR.
+    """
+    return Row(
+        "si-cvae-pretrained",
+        "SI-CVAE, our recipe, pretrained context encoder",
+        "dialog-si-cvae",
+        {"context_encoder": context_encoder},
+        ours=True,
+    )

@@ -11,12 +11,13 @@ from pathlib import Path
 import torch
 
 from siserve_training.checkpoint import write_atomically
+from siserve_training.data.sentence_folder import SentenceFolder
 from siserve_training.errors import ConfigError
 from siserve_training.reproduce.examples import examples_page
 from siserve_training.reproduce.page import results_page
 from siserve_training.reproduce.plots import plot_relevance_diversity
 from siserve_training.reproduce.results import collect_rows, machine, score_baselines
-from siserve_training.reproduce.rows import ROWS, SCALES, Row
+from siserve_training.reproduce.rows import ROWS, SCALES, Row, pretrained_row
 from siserve_training.reproduce.runner import Job, Plan, run_jobs
 
 __all__ = ["chosen_rows", "make_plan", "reproduce_dialog", "with_limits"]
@@ -46,22 +47,34 @@ def make_plan(scale: str, data: Path, out: Path, vectors: Path, word_vectors: Pa
     )
 
 
-def chosen_rows(names: str) -> tuple[Row, ...]:
+def chosen_rows(names: str, context_encoder: str = "") -> tuple[Row, ...]:
     """Return the rows of a comma-separated list in the table's order, all for "".
 
+    Args:
+        names: of the rows.
+        context_encoder: hf:DIR, for one more row; "" for none.
+
     Raises:
-        ConfigError: if a name is unknown, or a row is asked for without the one it scores again.
+        ConfigError: if a name is unknown, a row is asked for without the one it scores again, or
+            the encoder cannot be used.
     """
+    rows: tuple[Row, ...] = ROWS
+    if context_encoder:
+        kind, _, folder = context_encoder.partition(":")
+        if kind != "hf" or not folder:
+            raise ConfigError(f"--context-encoder takes hf:DIR, got {context_encoder!r}")
+        path = SentenceFolder.open(Path(folder).resolve()).path
+        rows = (*ROWS, pretrained_row(f"hf:{path}"))
     if not names:
-        return ROWS
+        return rows
     wanted = [name.strip() for name in names.split(",")]
-    known = {row.name: row for row in ROWS}
+    known = {row.name: row for row in rows}
     for name in wanted:
         if name not in known:
             raise ConfigError(f"--rows: no row {name!r}; expected some of {', '.join(known)}")
         if known[name].of and known[name].of not in wanted:
             raise ConfigError(f"--rows: {name} scores the runs of {known[name].of}: name both")
-    return tuple(row for row in ROWS if row.name in wanted)
+    return tuple(row for row in rows if row.name in wanted)
 
 
 def reproduce_dialog(
