@@ -24,7 +24,7 @@ serve: .venv-serve/.ready ## serve the embedded model until Ctrl-C
 setup: .venv/.ready ## make the environment to train, test and lint
 
 test: .venv/.ready ## run the tests
-	@.venv/bin/python -m pytest $(PYTEST_ARGS)
+	@OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses logical --dist loadfile $(PYTEST_ARGS)
 
 lint: .venv/.ready .venv-protoc/.ready ## style, types, import contracts, protos, generated code
 	.venv/bin/ruff check .
