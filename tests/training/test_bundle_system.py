@@ -63,7 +63,7 @@ def test_a_run_and_its_bundle_measure_alike(both, corpus):
     for name in got.keys() - own:
         assert got[name] == pytest.approx(expected[name], abs=1e-3, nan_ok=True), name
     assert (got["system"], got["checkpoint"]) == ("tiny", "version 1")
-    assert math.isfinite(got["prior_log_p_x"]) and got["recall_at_1_of_10"] > 0
+    assert math.isfinite(got["prior_log_p_x"])
     assert "tiny" in render_measurement(got)
 
 

@@ -42,6 +42,12 @@ def test_each_response_has_a_latent_of_its_own(data):
     assert all(len({tuple(row) for row in of_context.tolist()}) > 1 for of_context in rows)
 
 
+def test_contexts_that_are_answered_at_another_time_have_other_latents(data):
+    same = np.repeat(data.train.responses[:1], 64 * 2)  # 64 contexts at once
+    rows = respond(Telling(), data.train, same, Sampling(10))
+    assert (rows[0] != rows[1]).any() and (rows[:64] != rows[64:]).any()
+
+
 def test_one_seed_gives_the_same_rows_and_another_others(system, data):
     positions = data.valid.responses
     one, same, other = (
