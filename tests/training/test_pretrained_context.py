@@ -68,11 +68,25 @@ def rows(out: Path) -> dict[int, dict[str, float]]:
     }
 
 
+@pytest.fixture
+def loud_corpus(corpus, tmp_path) -> Path:
+    """The corpus with some utterances in capitals, which are other texts of the same words."""
+    for file in corpus.glob("*.jsonl"):
+        dialogs = [json.loads(line) for line in file.read_text().splitlines()]
+        for dialog in dialogs:
+            for turn in dialog["utts"][::3]:
+                turn[1] = turn[1].upper()
+        (tmp_path / file.name).write_text("".join(json.dumps(d) + "\n" for d in dialogs))
+    return tmp_path
+
+
 @TUNED
-def test_a_batch_tells_each_place_what_was_said_there(corpus, bert, tuned):
+def test_a_batch_tells_each_place_what_was_said_there(loud_corpus, bert, tuned):
+    corpus = loud_corpus
     data = load_dialog_data(corpus, config(bert, tuned), skip_bad_lines=False)
     plain = load_dialog_data(corpus, TrainConfig.from_values(TINY), skip_bad_lines=False)
     assert data.encoder is not None and data.train.told is not None
+    assert len(data.train.said) > len(data.train.texts)
     dialogs, _ = DialogCorpus(corpus).read("train")
     responses = longest_first(data.train, data.train.responses[3:40])
     batch, other = collate(data.train, responses), collate(plain.train, responses)

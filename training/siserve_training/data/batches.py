@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from siserve_training.data.pairs import Ints, PairSet
+from siserve_training.data.pairs import Floats, Ints, PairSet
 
 __all__ = ["BatchOrder", "DialogBatch", "collate", "longest_first"]
 
@@ -154,15 +154,7 @@ def collate(pairs: PairSet, responses: Ints, is_hidden: Bools | None = None) -> 
         utterances, token_counts, place = _distinct_utterances(pairs, both)
         context = place[len(answered) :].reshape(positions.shape)
 
-    dialogs = pairs.dialog_of[responses]
-    topic = pairs.topic_of[dialogs]
-    own = pairs.profile_of[dialogs, responder]
-    other = pairs.profile_of[dialogs, np.where(responder == 0, 1, 0)]
-    profile = np.concatenate([own, other], axis=1)  # (B, 8)
-    if is_hidden is not None:
-        topic = np.where(is_hidden[:, 0], 0, topic)
-        profile = np.where(is_hidden[:, 1:], np.float32(0), profile)
-
+    topic, profile = _features(pairs, responses, is_hidden)
     return DialogBatch(
         utterances=torch.from_numpy(utterances),
         lengths=torch.from_numpy(token_counts),
@@ -174,9 +166,22 @@ def collate(pairs: PairSet, responses: Ints, is_hidden: Bools | None = None) -> 
         response=torch.from_numpy(place[: len(answered)]),
         topic=torch.from_numpy(topic),
         profile=torch.from_numpy(profile),
-        dialog=torch.from_numpy(dialogs),
+        dialog=torch.from_numpy(pairs.dialog_of[responses]),
         told=told,
     )
+
+
+def _features(pairs: PairSet, responses: Ints, is_hidden: Bools | None) -> tuple[Ints, Floats]:
+    """Gather topics, (B,), and the responder's and the other's profile, (B, 8)."""
+    dialogs, responder = pairs.dialog_of[responses], pairs.speaker_of[responses]
+    topic = pairs.topic_of[dialogs]
+    own = pairs.profile_of[dialogs, responder]
+    other = pairs.profile_of[dialogs, np.where(responder == 0, 1, 0)]
+    profile = np.concatenate([own, other], axis=1)  # (B, 8)
+    if is_hidden is not None:
+        topic = np.where(is_hidden[:, 0], 0, topic)
+        profile = np.where(is_hidden[:, 1:], np.float32(0), profile)
+    return topic, profile
 
 
 def _distinct_utterances(pairs: PairSet, numbers: Ints) -> tuple[Ints, Ints, Ints]:

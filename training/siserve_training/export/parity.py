@@ -18,6 +18,7 @@ from siserve.bundle.manifest import Sizes, Tokens
 from siserve.bundle.tensors import CONTEXT_ENCODER, DECODER, PRIOR, SI_SAMPLER, Graph
 
 from siserve_training.export.errors import ExportError
+from siserve_training.export.random_inputs import RandomInputs
 from siserve_training.export.weights import FloatArray
 
 __all__ = [
@@ -122,7 +123,8 @@ def check_parity(
         ExportError: if a tensor differs by more than 1e-5 or a greedy token differs at all.
     """
     rng = np.random.default_rng(seed)
-    check = _Check(folder, reference, tokens, sizes, num_topics, context_ids, rng)
+    random = RandomInputs(tokens, sizes.vocabulary, num_topics, context_ids, rng)
+    check = _Check(folder, reference, tokens, sizes, random)
     for shape in _SHAPES:
         check.run(*shape)
     return Parity(check.differences, check.num_greedy_tokens)
@@ -158,9 +160,7 @@ class _Check:
         reference: Reference,
         tokens: Tokens,
         sizes: Sizes,
-        num_topics: int,
-        context_ids: int,
-        rng: np.random.Generator,
+        random: RandomInputs,
     ) -> None:
         self._sessions = {
             graph.file: open_graph(folder / graph.file)
@@ -169,9 +169,7 @@ class _Check:
         self._reference = reference
         self._tokens = tokens
         self._sizes = sizes
-        self._num_topics = num_topics
-        self._context_ids = context_ids
-        self._rng = rng
+        self._random = random
         self.differences: dict[str, float] = {}
         self.num_greedy_tokens = 0
 
@@ -179,34 +177,26 @@ class _Check:
         self, contexts: int, window: int, length: int, rows: int, aux: int, known: bool
     ) -> None:
         c = self._compare_context(contexts, window, length, known)
-        c = c[self._rng.integers(0, contexts, rows)]  # (R, C)
+        c = c[self._random.rows(contexts, rows)]  # (R, C)
         z = self._compare_latents(c, length, aux)
         self._compare_greedy(c, z)
         self._compare_forced(c, z, length)
 
     def _compare_context(self, contexts: int, window: int, length: int, known: bool) -> FloatArray:
-        shape = (contexts, window)
-        inputs: dict[str, Any] = {
-            "utterances": self._context(contexts * window, length).reshape(*shape, length),
-            "floor": self._rng.integers(0, 2, shape),
-            "topic": self._rng.integers(0, self._num_topics + 1, contexts) * known,
-            "profile": self._normal(contexts, 8) * np.float32(known),
-        }
-        used = self._rng.integers(1, window + 1, contexts)
-        inputs["utterances"][np.arange(window) >= used[:, None]] = 0
+        inputs = self._random.contexts(contexts, window, length, known)
         c: FloatArray = self._run(CONTEXT_ENCODER, inputs)[0]
         self._differ("c", c, self._reference.encode_context(**inputs))
         return c
 
     def _compare_latents(self, c: FloatArray, length: int, aux: int) -> FloatArray:
         rows = len(c)
-        eps_z = self._normal(rows, self._sizes.prior_noise)  # (R, P)
+        eps_z = self._random.normal(rows, self._sizes.prior_noise)  # (R, P)
         z: FloatArray = self._run(PRIOR, {"c": c, "eps_z": eps_z})[0]
         self._differ("prior z", z, self._reference.prior(c, eps_z))
         inputs: dict[str, Any] = {
             "c": c,
-            "response": self._utterances(rows, length),
-            "eps_lam": self._normal(rows, aux + 1, self._sizes.noise),
+            "response": self._random.utterances(rows, length),
+            "eps_lam": self._random.normal(rows, aux + 1, self._sizes.noise),
             "eps_z": eps_z[:, : self._sizes.latent],  # (R, D)
         }
         drawn = self._run(SI_SAMPLER, inputs)
@@ -237,7 +227,7 @@ class _Check:
         self._differ("state_out", got_state, state)
 
     def _compare_forced(self, c: FloatArray, z: FloatArray, length: int) -> None:
-        words = self._utterances(len(z), length).T  # (T, R)
+        words = self._random.utterances(len(z), length).T  # (T, R)
         state, last = self._reference.first_state(c, z), words[0]
         expected = []
         for token in words[1:]:
@@ -287,29 +277,6 @@ class _Check:
         """Compare log densities; a method that has none says NaN throughout, on both sides."""
         has_none = np.isnan(got).all() and np.isnan(expected).all()
         self._differ(name, *((np.zeros_like(a) if has_none else a) for a in (got, expected)))
-
-    def _context(self, count: int, length: int) -> Ids:
-        """Utterances of a context, in the words or in the tokens of their encoder, (count, T)."""
-        if not self._context_ids:
-            return self._utterances(count, length)
-        ids = self._rng.integers(1, self._context_ids, (count, length))
-        lengths = self._rng.integers(2, length + 1, count)
-        ids[np.arange(length) >= lengths[:, None]] = 0
-        return ids
-
-    def _utterances(self, count: int, length: int) -> Ids:
-        """Utterances from ``<s>`` to ``</s>`` of 2 to `length` random words, padded by 0."""
-        special = set(self._tokens.model_dump().values())
-        words = np.array([i for i in range(self._sizes.vocabulary) if i not in special])
-        ids = self._rng.choice(words, (count, length))
-        lengths = self._rng.integers(2, length + 1, count)
-        ids[:, 0] = self._tokens.start
-        ids[np.arange(count), lengths - 1] = self._tokens.end
-        ids[np.arange(length) >= lengths[:, None]] = 0
-        return ids
-
-    def _normal(self, *shape: int) -> NDArray[np.float32]:
-        return self._rng.standard_normal(shape, np.float32)
 
 
 def _log_softmax(logits: FloatArray) -> FloatArray:

@@ -82,17 +82,7 @@ def load_dialog_data(
         splits[name], skipped = corpus.read(name)
         if skipped:
             notes.append(f"{corpus.path(name)}: {skipped} malformed lines skipped")
-    found = find_features(splits["train"])
-    for wanted, offered, what in (
-        (config.use_topic, bool(found.topics), "topic"),
-        (config.use_profile, found.profile, "speaker profile"),
-    ):
-        if wanted and not offered:
-            notes.append(f"the corpus has no {what}: that feature is off")
-    features = Features(
-        topics=found.topics if config.use_topic else (),
-        profile=found.profile and config.use_profile,
-    )
+    features = _wanted_features(config, find_features(splits["train"]), notes)
     if text is None:
         text = build_vocabulary(
             splits["train"], config.vocabulary_size, config.max_utterance_tokens
@@ -106,6 +96,20 @@ def load_dialog_data(
         for name in ("train", "valid")
     )
     return DialogData(text, features, train, valid, tuple(notes), encoder)
+
+
+def _wanted_features(config: TrainConfig, found: Features, notes: list[str]) -> Features:
+    """Choose among what a corpus offers; what is wanted and not offered is noted."""
+    for wanted, offered, what in (
+        (config.use_topic, bool(found.topics), "topic"),
+        (config.use_profile, found.profile, "speaker profile"),
+    ):
+        if wanted and not offered:
+            notes.append(f"the corpus has no {what}: that feature is off")
+    return Features(
+        topics=found.topics if config.use_topic else (),
+        profile=found.profile and config.use_profile,
+    )
 
 
 def build_model(config: TrainConfig, data: DialogData) -> DialogModel:
