@@ -102,10 +102,10 @@ _MORE_TEXT = (
     "four different ones."
 )
 _NOISE_TEXT = (
-    "B_K in nats, at most log(K + 1); the noise's share of the variance of the posterior means over "
-    "all pairs, and of one posterior's variance along its widest axis (in sigmas); the share of "
-    "posteriors whose draws a two-sample energy test tells from their best Gaussian at 5 %; and the "
-    "bound L_K, which rises with K. B_K above 0 with posteriors that the test cannot tell from "
+    "B_K in nats, at most log(K + 1); the noise's share of the variance of the posterior means "
+    "over all pairs, and of one posterior's variance along its widest axis (in sigmas); the share "
+    "of posteriors whose draws a two-sample energy test tells from their best Gaussian at 5 %; and "
+    "the bound L_K, which rises with K. B_K above 0 with posteriors that the test cannot tell from "
     "Gaussians means that the noise makes correlations, not modes."
 )
 
