@@ -57,7 +57,8 @@ def make(path, method, sizes) -> Graphs:
         model = how.model_class(how.model_config(config, text.size, Features(TOPICS, True)))
         with torch.no_grad():
             for parameter in model.parameters():
-                parameter.add_(0.1 * torch.randn_like(parameter))
+                # more would make wide GRUs chaotic, and rounding would grow from step to step
+                parameter.add_(0.05 * torch.randn_like(parameter))
     model.train(False)
     arrays = {name: tensor.float().numpy().copy() for name, tensor in model.state_dict().items()}
     trained = TrainedModel(

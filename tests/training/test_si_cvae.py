@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -26,9 +27,14 @@ def data(corpus, config):
     return load_dialog_data(corpus, config, skip_bad_lines=False)
 
 
+def make(config, data) -> Any:
+    """Build a model whose parts may be looked at."""
+    return build_model(config, data)
+
+
 @pytest.fixture
 def model(config, data):
-    return build_model(config, data)
+    return make(config, data)
 
 
 def prepared(data, config, rows=slice(None), sample_from=0, num_aux=3, **changes):
@@ -104,7 +110,7 @@ def test_the_noise_moves_the_posterior_and_only_the_posterior(model, data, confi
 def test_a_tanh_layer_makes_the_parameters_non_affine_in_the_noise(data, config):
     for post_hidden, is_affine in ((0, True), (8, False)):
         values = {**TINY, "post_hidden": post_hidden}
-        model = build_model(TrainConfig.from_values(values), data)
+        model = make(TrainConfig.from_values(values), data)
         encoded = model.encode(prepared(data, config).pairs)
         eps = torch.randn(12, 1, 4, generator=torch.Generator().manual_seed(0))
         line = torch.cat([-eps, torch.zeros_like(eps), eps], dim=1)
@@ -144,7 +150,7 @@ def test_the_same_seed_makes_the_same_weights_and_leaves_the_global_one_alone(da
     torch.manual_seed(7)
     expected = torch.rand(3)
     torch.manual_seed(7)
-    first, second = build_model(config, data), build_model(config, data)
+    first, second = make(config, data), make(config, data)
     assert torch.equal(torch.rand(3), expected)
     assert torch.equal(first.decoder.out.weight, second.decoder.out.weight)
 
@@ -164,7 +170,7 @@ def test_multiplied_noise_leaves_the_posterior_of_no_noise_where_added_noise_doe
     means = {}
     for entry in ("added", "multiplied"):
         values = {**TINY, "noise_entry": entry}
-        model = build_model(TrainConfig.from_values(values), data)
+        model = make(TrainConfig.from_values(values), data)
         encoded = encoded or model.encode(prepared(data, config).pairs)
         eps = torch.randn(12, 2, 4, generator=torch.Generator().manual_seed(0))
         eps[:, 0] = 0
@@ -175,7 +181,7 @@ def test_multiplied_noise_leaves_the_posterior_of_no_noise_where_added_noise_doe
 
 def test_the_gain_and_the_first_log_variance_set_how_far_the_noise_reaches_at_the_start(data):
     plain, strong = (
-        build_model(TrainConfig.from_values({**TINY, **changes}), data)
+        make(TrainConfig.from_values({**TINY, **changes}), data)
         for changes in ({}, {"noise_gain": 3.0, "start_logvar": -2.0})
     )
     first, second = plain.posterior_net.hidden.weight, strong.posterior_net.hidden.weight
@@ -188,7 +194,7 @@ def test_the_gain_and_the_first_log_variance_set_how_far_the_noise_reaches_at_th
 def test_an_explicit_mixture_weighs_its_latents_and_scores_them_under_the_whole(data):
     values = {**TINY, "method": "gmm-cvae", "components": 2, "num_aux": 0, "aux_floor": 0}
     config = TrainConfig.from_values(values)
-    model = build_model(config, data)
+    model = make(config, data)
     widths = model.config.widths
     _, responses = next(training_batches(data.train, config, 0))
     noise = StepNoise.of(0, 0, 0)
@@ -205,7 +211,7 @@ def test_an_explicit_mixture_weighs_its_latents_and_scores_them_under_the_whole(
 def test_a_semi_implicit_prior_keeps_the_estimate_of_the_likelihood_unbiased(data, config):
     """E over fresh lambda of the mixture is p(z|c) itself, whatever their number."""
     values = {**TINY, "prior_noise": 3}
-    model = build_model(TrainConfig.from_values(values), data)
+    model = make(TrainConfig.from_values(values), data)
     with torch.no_grad():
         model.prior_net.hidden.weight[:, -3:] *= 6
     c = model.encode(prepared(data, config).pairs).c[:1]
@@ -221,7 +227,7 @@ def test_a_semi_implicit_prior_keeps_the_estimate_of_the_likelihood_unbiased(dat
 
 def test_weights_start_as_in_the_reference_code(data):
     """Output layer, GRUs and words U(-0.08, 0.08), dense layers Glorot, GRU gates at bias 1."""
-    model = build_model(TrainConfig.from_values({**TINY, "bow_weight": 1.0}), data)
+    model = make(TrainConfig.from_values({**TINY, "bow_weight": 1.0}), data)
     for weight in (
         model.decoder.out.weight,
         model.decoder.gru.weight_hh_l0,
