@@ -167,8 +167,7 @@ def _looks_gaussian(model: CVAE, encoded: Encoded, row: int, noise: StepNoise) -
     axes = torch.linalg.svd(moved, full_matrices=False).Vh[:_AXES]
     projected = ((z - own.mu.mean(0)) / sigma @ axes.T).double()  # (4S, A)
     drawn, rest = projected[:_DRAWS], projected[_DRAWS:]
-    covariance = torch.cov(rest.T).reshape(len(axes), -1)  # cov makes a number of one axis
-    factor = torch.linalg.cholesky(covariance + 1e-12 * torch.eye(len(axes)).to(rest))
+    factor = torch.linalg.cholesky(torch.cov(rest.T) + 1e-12 * torch.eye(len(axes)).to(rest))
     normal = noise.normal(_DRAWS, len(axes)).to(rest)
     best = rest.mean(0) + normal @ factor.T
     scale = rest.std(0)
