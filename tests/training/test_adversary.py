@@ -72,6 +72,31 @@ def test_a_choice_at_the_ends_of_the_noise_is_finite():
     assert bool(torch.isfinite(chosen).all()) and bool((chosen.sum(-1) == 1).all())
 
 
+def test_evaluation_gives_what_torchs_own_normalisation_gives():
+    torch.manual_seed(0)
+    layer = NormedLinear(3, 4)
+    for _ in range(3):
+        layer(torch.randn(50, 2, 3) + 2)
+    with torch.no_grad():
+        layer.norm.weight.uniform_(0.5, 2.0)
+        layer.norm.bias.uniform_(-1.0, 1.0)
+    features = torch.randn(6, 2, 3)
+    expected = layer.train(False).norm(layer.linear(features).flatten(0, 1)).view(6, 2, 4)
+    assert torch.allclose(layer(features), expected, atol=1e-5)
+
+
+def test_what_all_rows_have_in_common_costs_no_digits():
+    torch.manual_seed(0)
+    layer = NormedLinear(300, 4)
+    with torch.no_grad():
+        layer.linear.weight.uniform_(0.0, 0.1)
+    features = 0.5 + 1e-3 * torch.randn(2000, 300)
+    for _ in range(100):
+        layer(features)
+    exact = layer.train(False).double()(features.double())
+    assert torch.allclose(layer.float()(features).double(), exact, atol=2e-6)
+
+
 def test_one_row_is_normalised_by_what_was_seen_before():
     layer = NormedLinear(3, 4).train()
     layer(torch.randn(50, 3) + 2)

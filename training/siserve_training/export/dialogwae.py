@@ -155,14 +155,19 @@ def _generator(g: GraphBuilder, p: Parameters, name: str, noise: Value) -> Value
 
 
 def _normed_linear(g: GraphBuilder, p: Parameters, name: str, *inputs: Value) -> Value:
-    """Emit a linear layer and batch normalisation by running statistics."""
+    """Emit a linear layer and batch normalisation by running statistics.
+
+    In float64 up to the subtraction of the mean, as in the model, and for the same reason.
+    """
 
     def of_norm(part: str) -> Value:
         return g.weight(f"{name}.norm.{part}", p[f"{name}.norm.{part}"])
 
     joined = inputs[0] if len(inputs) == 1 else g.op("Concat", *inputs, axis=-1)
     kernel = g.weight(f"{name}.linear.kernel", p[f"{name}.linear.weight"].T)
+    product = g.op("MatMul", g.cast(joined, "float64"), g.cast(kernel, "float64"))
+    mean = g.cast(of_norm("running_mean"), "float64")
+    centred = g.cast(g.op("Sub", product, mean), "float32")
     variance = g.op("Add", of_norm("running_var"), g.real(_EPSILON))
     scale = g.op("Div", of_norm("weight"), g.op("Sqrt", variance))
-    centred = g.op("Sub", g.op("MatMul", joined, kernel), of_norm("running_mean"))
     return g.op("Add", g.op("Mul", centred, scale), of_norm("bias"))

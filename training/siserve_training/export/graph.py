@@ -21,7 +21,7 @@ from siserve_training.export.weights import FloatArray, Place, WeightStore
 __all__ = ["ABSENT", "DYNAMIC_AXES", "Branch", "GraphBuilder", "Value", "place_weights"]
 
 Value = NewType("Value", str)
-Kind = Literal["float32", "int64", "int32", "bool"]
+Kind = Literal["float32", "float64", "int64", "int32", "bool"]
 Branch = Callable[["GraphBuilder"], Value]
 
 #: An optional input or output of an operator that is left out.
@@ -33,6 +33,7 @@ _OPSET = 18
 _IR_VERSION = 8
 _TYPES = {
     "float32": onnx.TensorProto.FLOAT,
+    "float64": onnx.TensorProto.DOUBLE,
     "int64": onnx.TensorProto.INT64,
     "int32": onnx.TensorProto.INT32,
     "bool": onnx.TensorProto.BOOL,

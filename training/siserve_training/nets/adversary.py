@@ -21,7 +21,7 @@ _UNIFORM_MARGIN = 1e-6
 class NormedLinear(nn.Module):
     """Linear layer, then batch normalisation over all leading axes (momentum 0.1, eps 1e-5).
 
-    A single row is normalised by the running statistics, for it has no variance of its own.
+    In evaluation, and in training where there is but one row, running statistics normalise.
     """
 
     def __init__(self, inputs: int, outputs: int) -> None:
@@ -31,13 +31,23 @@ class NormedLinear(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Map (..., F) to (..., H)."""
+        if not self.training or features[..., 0].numel() == 1:
+            return self._by_running_statistics(features)
         projected = self.linear(features)
-        rows = projected.flatten(0, -2)  # (N, H)
+        return cast(Tensor, self.norm(projected.flatten(0, -2)).view_as(projected))
+
+    def _by_running_statistics(self, features: Tensor) -> Tensor:
+        """Normalise by what was seen before.
+
+        Context vectors have much in common, which the mean takes away: in float32 the product's
+        rounding would come out a hundred times larger, more than exported graphs may differ by.
+        """
         norm = self.norm
-        if len(rows) > 1:
-            return cast(Tensor, norm(rows).view_as(projected))
-        known = (norm.running_mean, norm.running_var, norm.weight, norm.bias)
-        return nn.functional.batch_norm(rows, *known, eps=norm.eps).view_as(projected)
+        assert norm.running_mean is not None and norm.running_var is not None
+        product = nn.functional.linear(features.double(), self.linear.weight.double())
+        centred = (product - norm.running_mean.double()).to(norm.weight.dtype)
+        scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+        return centred * scale + norm.bias
 
 
 class NoiseNet(nn.Module):
