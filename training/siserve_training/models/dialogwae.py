@@ -89,7 +89,11 @@ class DialogWAEConfig(DialogModelConfig):
 
     @property
     def widths(self) -> NoiseWidths:
-        """What noise the model takes; eps_lam is that of the prior in training, and a mixture's."""
+        """What noise the model takes.
+
+        In training eps_lam is the prior's noise, P numbers, and one more, which places the point
+        between prior and posterior where the critic's gradient is looked at.
+        """
         of_choice = self.components if self.components > 1 else 0
         return NoiseWidths(self.latent + of_choice + 1, self.latent, of_choice)
 
