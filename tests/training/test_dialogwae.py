@@ -11,7 +11,7 @@ from siserve_training.errors import ConfigError
 from siserve_training.methods import load_method
 from siserve_training.models.dialogwae import DialogWAE
 from siserve_training.objectives.schedules import Moment
-from siserve_training.tasks.dialog import build_model, load_dialog_data
+from siserve_training.tasks.dialog import build_model, load_dialog_data, validate
 from siserve_training.tasks.prepared import StepNoise, prepare_batch, training_batches
 
 from .conftest import TINY
@@ -255,3 +255,17 @@ def test_the_presets_are_the_authors_sizes_and_rates():
 def test_settings_that_cannot_be_meant_are_refused(values, what):
     with pytest.raises(ConfigError, match=what):
         settings(**values)
+
+
+def test_validation_takes_ten_draws_of_the_prior_each_with_a_choice_of_its_own(data, monkeypatch):
+    """One draw would make the best checkpoint a matter of luck."""
+    one, ten = settings(num_latents=1), settings(num_latents=10)
+    model = lively(one, data)
+    drawn = []
+    draw_prior = model.draw_prior
+    monkeypatch.setattr(model, "draw_prior", lambda c, eps: drawn.append(eps) or draw_prior(c, eps))
+    scores = [validate(model, data.valid, config, model.device)["score"] for config in (one, ten)]
+    assert scores[0] == scores[1]
+    of_choice = drawn[0][..., model.config.latent :]  # (B, 10, 3)
+    assert of_choice.shape[1:] == (10, 3)
+    assert not torch.equal(of_choice[:, 0], of_choice[:, 1])

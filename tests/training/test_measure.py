@@ -8,9 +8,10 @@ import shutil
 
 import pytest
 from siserve.cli import run as siserve
-from siserve_training.evaluation.dump import read_dump
+from siserve_training.evaluation.dump import read_dump, read_vectors_table, vectors_path
 from siserve_training.evaluation.generation import Sampling
 from siserve_training.evaluation.measure import Measurement, measure, open_subject, to_json
+from siserve_training.evaluation.scores import score_responses
 from siserve_training.export.run import export_run
 
 from .conftest import write_corpus
@@ -74,9 +75,13 @@ def test_vectors_add_embedding_scores_and_an_unknown_file_is_told_before_the_wor
 ):
     vectors = tmp_path / "glove.txt"
     vectors.write_text("".join(f"{w} 1 {n} 0.5\n" for n, w in enumerate("i have a dog".split())))
-    assert evaluate(run, corpus, *FEW, "--vectors", str(vectors), "--json") == 0
+    dump = tmp_path / "said.jsonl"
+    options = ("--vectors", str(vectors), "--dump", str(dump), "--json")
+    assert evaluate(run, corpus, *FEW, *options) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["vectors"] == "glove.txt" and 0 < found["bow_average_clean"] <= 1
+    kept = score_responses(read_dump(dump), read_vectors_table(vectors_path(dump))).corpus
+    assert {name: found[name] for name in kept} == kept  # anybody can score the dump again
     assert evaluate(run, corpus, *FEW, "--vectors", str(tmp_path / "no.txt")) == 2
     said = capsys.readouterr().err
     assert "no.txt" in said and "answering" not in said and said.count("\n") == 1

@@ -16,6 +16,7 @@ import typer
 from siserve_training.config import TrainConfig, list_presets, parse_setting, preset_values
 from siserve_training.errors import ConfigError
 from siserve_training.evaluation.cli import compare
+from siserve_training.methods import METHODS
 from siserve_training.reproduce.cli import reproduce_app
 
 __all__ = ["app"]
@@ -42,7 +43,7 @@ def train(
     data: DataOption,
     out: Annotated[Path, typer.Option("--out", help="Folder of the run.")],
     task: Annotated[str, typer.Option("--task", help="dialog.")] = "dialog",
-    method: Annotated[str | None, typer.Option("--method", help="si-cvae.")] = None,
+    method: Annotated[str | None, typer.Option("--method", help=f"{', '.join(METHODS)}.")] = None,
     preset: Annotated[
         str | None, typer.Option("--preset", help="Name of a preset, or a TOML file.")
     ] = None,

@@ -8,14 +8,7 @@ several processes share the batch of one.
 from __future__ import annotations
 
 import math
-import signal
-import time
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from types import FrameType
-from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
@@ -27,6 +20,7 @@ from siserve_training.config import TrainConfig
 from siserve_training.data.pairs import Ints
 from siserve_training.errors import ConfigError, DivergenceError
 from siserve_training.evaluation.noise_use import noise_shares
+from siserve_training.meter import Meter, merged
 from siserve_training.methods import load_method
 from siserve_training.methods.method import LossReport, Update
 from siserve_training.models.cvae import CVAE
@@ -35,6 +29,7 @@ from siserve_training.objectives.schedules import AuxRamp, BetaSchedule, Moment
 from siserve_training.reporting import Reporter
 from siserve_training.run_folder import RunFolder
 from siserve_training.slow_groups import rate_factor, slow_down
+from siserve_training.stopping import stop_signals
 from siserve_training.tasks.dialog import DialogData, latent_information, validate
 from siserve_training.tasks.prepared import (
     INNER,
@@ -58,36 +53,6 @@ class FitResult:
 
     step: int
     finished: bool
-
-
-@dataclass
-class StopFlag:
-    """Set by SIGINT or SIGTERM; the loop ends after the step at hand."""
-
-    requested: bool = False
-
-
-@contextmanager
-def stop_signals() -> Iterator[StopFlag]:
-    """Turn SIGINT and SIGTERM into a flag; a second SIGINT acts as usual, for who is in a hurry.
-
-    SIGTERM may come several times: the kernel tells a child of its parent's death once for each of
-    the parent's threads.
-    """
-    flag = StopFlag()
-    previous: dict[signal.Signals, Any] = {}
-
-    def on_signal(number: int, frame: FrameType | None) -> None:
-        flag.requested = True
-        signal.signal(signal.SIGINT, previous[signal.SIGINT])
-
-    for which in (signal.SIGINT, signal.SIGTERM):
-        previous[which] = signal.signal(which, on_signal)
-    try:
-        yield flag
-    finally:
-        for which, handler in previous.items():
-            signal.signal(which, handler)
 
 
 def usable_precision(wanted: str) -> str:
@@ -331,42 +296,3 @@ def fit(config: TrainConfig, data: DialogData, model: DialogModel, run: RunFolde
         if stop.requested and trainer.state.step < trainer.last_step:
             trainer.save(("last",))
     return FitResult(trainer.state.step, trainer.state.step >= trainer.last_step)
-
-
-def merged(reports: list[LossReport]) -> LossReport:
-    """Join the reports of a step's updates; of a part that stands in several, the last counts."""
-    parts = {name: value for report in reports for name, value in report.parts.items()}
-    return LossReport(reports[0].loss, parts, reports[0].tokens)
-
-
-class Meter:
-    """Means of the numbers since they were last asked for, and tokens per second."""
-
-    def __init__(self) -> None:
-        self.clear()
-
-    def clear(self) -> None:
-        """Forget everything and start the clock."""
-        self.sums: Counter[str] = Counter()
-        self.steps = 0
-        self.tokens = 0
-        self.start = time.monotonic()
-
-    def add(self, report: LossReport, norm: float) -> None:
-        """Take in one step."""
-        self.sums.update(
-            {
-                "loss": float(report.loss.detach()),
-                **{name: float(value) for name, value in report.parts.items()},
-                "grad_norm": norm,
-            }
-        )
-        self.steps += 1
-        self.tokens += report.tokens
-
-    def means(self) -> dict[str, float]:
-        """Return the means and the rate, and start anew."""
-        values = {name: value / max(1, self.steps) for name, value in self.sums.items()}
-        values["tokens_per_s"] = self.tokens / max(1e-9, time.monotonic() - self.start)
-        self.clear()
-        return values

@@ -3,7 +3,7 @@
 ``NAME.jsonl`` holds a JSON object a line, one for each context: ``context`` (list of
 "speaker: text"), ``reference``, ``reference_ids`` (with ``<s>`` and ``</s>``), ``samples`` (texts)
 and ``sample_ids`` (raw rows, all of one width). ``NAME.words.json`` is the vocabulary, a list whose
-places are the ids; `write_vectors` keeps the table that embedding scores rest on.
+places are the ids; ``NAME.vectors.npy``, where there are embedding scores, the table they rest on.
 """
 
 from __future__ import annotations
@@ -21,12 +21,24 @@ import numpy.typing as npt
 from siserve_training.errors import ResponseError
 from siserve_training.evaluation.responses import ResponseSet, in_range
 
-__all__ = ["read_dump", "read_vectors_table", "words_path", "write_dump", "write_vectors"]
+__all__ = [
+    "read_dump",
+    "read_vectors_table",
+    "vectors_path",
+    "words_path",
+    "write_dump",
+    "write_vectors",
+]
 
 
 def words_path(path: Path) -> Path:
     """Return the file of the vocabulary of a dump."""
     return path.with_name(f"{path.name.removesuffix('.jsonl')}.words.json")
+
+
+def vectors_path(path: Path) -> Path:
+    """Return the file of the word vectors that a dump was scored with."""
+    return path.with_name(f"{path.name.removesuffix('.jsonl')}.vectors.npy")
 
 
 @contextmanager

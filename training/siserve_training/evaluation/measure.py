@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from siserve_training.errors import ConfigError
-from siserve_training.evaluation.dump import write_dump
+from siserve_training.evaluation.dump import vectors_path, write_dump, write_vectors
 from siserve_training.evaluation.embedding import load_word_vectors
 from siserve_training.evaluation.generation import Sampling, respond
 from siserve_training.evaluation.likelihood import importance_weighted, prior_sampled, retrieval
@@ -74,7 +74,7 @@ def measure(
     Args:
         subject: the system and the split.
         asked: what to measure.
-        dump: file to write the responses to, JSON lines.
+        dump: file to write the responses to, JSON lines; vocabulary and word vectors beside it.
         say: told of each stage before it begins.
 
     Returns:
@@ -86,6 +86,8 @@ def measure(
     responses = answer(subject, asked)
     if dump is not None:
         write_dump(dump, responses)
+        if vectors is not None:
+            write_vectors(vectors_path(dump), vectors)
     say("scoring responses")
     scores = score_responses(responses, vectors)
     return {

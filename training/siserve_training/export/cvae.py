@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import onnx
-from siserve.bundle.tensors import CONTEXT_ENCODER, DECODER, PRIOR, SI_SAMPLER
+from siserve.bundle.tensors import DECODER, PRIOR, SI_SAMPLER
 
 from siserve_training.export.decoder import decoder_graph, word_step
 from siserve_training.export.dense import (
@@ -29,8 +29,7 @@ from siserve_training.export.dense import (
 from siserve_training.export.encoder import (
     begin,
     condition_size,
-    context_encoder_graph,
-    refuse_unused,
+    finished,
 )
 from siserve_training.export.errors import ExportError
 from siserve_training.export.graph import GraphBuilder, Value
@@ -41,7 +40,7 @@ from siserve_training.export.weights import Parameters, WeightStore
 
 __all__ = ["graphs"]
 
-_TRAINING_ONLY = ("bow_head.",)
+_TRAINING_ONLY = "bow_head."
 
 
 def graphs(model: TrainedModel, weights: WeightStore) -> GraphSet:
@@ -56,14 +55,12 @@ def graphs(model: TrainedModel, weights: WeightStore) -> GraphSet:
     """
     emitter = _CVAE(model, weights)
     p, sizes = emitter.parameters, emitter.sizes
-    built = {
-        CONTEXT_ENCODER.file: context_encoder_graph(model, weights, p, sizes),
-        PRIOR.file: emitter.prior(),
-        SI_SAMPLER.file: emitter.si_sampler(),
-        DECODER.file: emitter.decoder(),
+    own = {
+        PRIOR: emitter.prior(),
+        SI_SAMPLER: emitter.si_sampler(),
+        DECODER: emitter.decoder(),
     }
-    refuse_unused(p, *_TRAINING_ONLY)
-    return GraphSet(built, sizes.manifest(p))
+    return finished(model, weights, p, sizes, own, _TRAINING_ONLY)
 
 
 @dataclass(frozen=True)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import onnx
-from siserve.bundle.tensors import CONTEXT_ENCODER, DECODER, PRIOR, SI_SAMPLER
+from siserve.bundle.tensors import DECODER, PRIOR, SI_SAMPLER
 
 from siserve_training.export.decoder import decoder_graph
 from siserve_training.export.dense import Gaussian, linear, log_density, sample
 from siserve_training.export.encoder import (
     begin,
     condition_size,
-    context_encoder_graph,
-    refuse_unused,
+    finished,
 )
 from siserve_training.export.graph import GraphBuilder, Value
 from siserve_training.export.model import GraphSet, TrainedModel
@@ -35,14 +34,12 @@ def graphs(model: TrainedModel, weights: WeightStore) -> GraphSet:
     """
     emitter = _CVAECO(model, weights)
     p, sizes = emitter.parameters, emitter.sizes
-    built = {
-        CONTEXT_ENCODER.file: context_encoder_graph(model, weights, p, sizes),
-        PRIOR.file: emitter.prior(),
-        SI_SAMPLER.file: emitter.sampler(),
-        DECODER.file: emitter.decoder(),
+    own = {
+        PRIOR: emitter.prior(),
+        SI_SAMPLER: emitter.sampler(),
+        DECODER: emitter.decoder(),
     }
-    refuse_unused(p)
-    return GraphSet(built, sizes.manifest(p))
+    return finished(model, weights, p, sizes, own)
 
 
 class _CVAECO:

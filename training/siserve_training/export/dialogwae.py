@@ -10,15 +10,14 @@ from __future__ import annotations
 import math
 
 import onnx
-from siserve.bundle.tensors import CONTEXT_ENCODER, DECODER, PRIOR, SI_SAMPLER
+from siserve.bundle.tensors import DECODER, PRIOR, SI_SAMPLER
 
 from siserve_training.export.decoder import decoder_graph
 from siserve_training.export.dense import Gaussian, linear, normal_cdf, sample
 from siserve_training.export.encoder import (
     begin,
     condition_size,
-    context_encoder_graph,
-    refuse_unused,
+    finished,
     told_utterances,
 )
 from siserve_training.export.graph import GraphBuilder, Value
@@ -29,7 +28,7 @@ from siserve_training.export.weights import Parameters, WeightStore
 
 __all__ = ["graphs"]
 
-_TRAINING_ONLY = ("critic.",)
+_TRAINING_ONLY = "critic."
 _EPSILON = 1e-5  # of batch normalisation
 _UNIFORM_MARGIN = 1e-6  # as in training
 
@@ -47,14 +46,12 @@ def graphs(model: TrainedModel, weights: WeightStore) -> GraphSet:
     arrays = {n: a for n, a in model.arrays.items() if not n.endswith(".num_batches_tracked")}
     p = Parameters(arrays)
     sizes = _read_sizes(model, p)
-    built = {
-        CONTEXT_ENCODER.file: context_encoder_graph(model, weights, p, sizes),
-        PRIOR.file: _prior(model, weights, p, sizes),
-        SI_SAMPLER.file: _si_sampler(model, weights, p, sizes),
-        DECODER.file: _decoder(model, weights, p, sizes),
+    own = {
+        PRIOR: _prior(model, weights, p, sizes),
+        SI_SAMPLER: _si_sampler(model, weights, p, sizes),
+        DECODER: _decoder(model, weights, p, sizes),
     }
-    refuse_unused(p, *_TRAINING_ONLY)
-    return GraphSet(built, sizes.manifest(p))
+    return finished(model, weights, p, sizes, own, _TRAINING_ONLY)
 
 
 def _read_sizes(model: TrainedModel, p: Parameters) -> AxisSizes:

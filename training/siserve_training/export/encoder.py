@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 
 import onnx
@@ -9,13 +10,13 @@ from siserve.bundle.tensors import CONTEXT_ENCODER, Graph
 
 from siserve_training.export.errors import ExportError
 from siserve_training.export.graph import GraphBuilder, Value
-from siserve_training.export.model import TrainedModel
+from siserve_training.export.model import GraphSet, TrainedModel
 from siserve_training.export.recurrent import context_state, utterance_vectors
 from siserve_training.export.sentence import sentence_vectors
 from siserve_training.export.sizes import AxisSizes
 from siserve_training.export.weights import Parameters, WeightStore
 
-__all__ = ["begin", "condition_size", "context_encoder_graph", "refuse_unused", "told_utterances"]
+__all__ = ["begin", "condition_size", "finished", "told_utterances"]
 
 _PROFILE_SIZE = 8
 
@@ -72,19 +73,33 @@ def condition_size(model: TrainedModel, p: Parameters) -> int:
     return condition
 
 
-def refuse_unused(p: Parameters, *training_only: str) -> None:
-    """Check that every weight stands in a graph.
+def finished(
+    model: TrainedModel,
+    weights: WeightStore,
+    p: Parameters,
+    sizes: AxisSizes,
+    own: Mapping[Graph, onnx.ModelProto],
+    training_only: str = "no such weight",
+) -> GraphSet:
+    """Put the context encoder beside a model's own graphs and check that every weight is used.
 
     Args:
-        p: the model's weights, after all graphs are made.
+        model: what is exported.
+        weights: the store that all graphs share.
+        p: the model's weights.
+        sizes: of the model.
+        own: prior, sampler and decoder.
         training_only: what the names of weights that only training needs begin with.
 
     Raises:
         ExportError: if a weight is left over.
     """
+    encoder = context_encoder_graph(model, weights, p, sizes)
+    built = {CONTEXT_ENCODER.file: encoder, **{graph.file: made for graph, made in own.items()}}
     unused = [name for name in p.unused() if not name.startswith(training_only)]
     if unused:
         raise ExportError(
             f"no graph uses {', '.join(unused)}; the features or the method named for the export "
             "are not those that the model was trained with"
         )
+    return GraphSet(built, sizes.manifest(p))

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import onnx
-from siserve.bundle.tensors import CONTEXT_ENCODER, DECODER, PRIOR, SI_SAMPLER
+from siserve.bundle.tensors import DECODER, PRIOR, SI_SAMPLER
 
 from siserve_training.export.decoder import decoder_graph, word_step
 from siserve_training.export.dense import linear
 from siserve_training.export.encoder import (
     begin,
     condition_size,
-    context_encoder_graph,
-    refuse_unused,
+    finished,
 )
 from siserve_training.export.graph import GraphBuilder, Value
 from siserve_training.export.model import GraphSet, TrainedModel
@@ -34,14 +33,12 @@ def graphs(model: TrainedModel, weights: WeightStore) -> GraphSet:
     p = Parameters(model.arrays)
     state = p.shape("decoder.gru.weight_hh_l0")[1]
     sizes = AxisSizes(condition=condition_size(model, p), latent=1, noise=1, state=state, prior=1)
-    built = {
-        CONTEXT_ENCODER.file: context_encoder_graph(model, weights, p, sizes),
-        PRIOR.file: _prior(weights, sizes),
-        SI_SAMPLER.file: _sampler(weights, sizes),
-        DECODER.file: _decoder(model, weights, p, sizes),
+    own = {
+        PRIOR: _prior(weights, sizes),
+        SI_SAMPLER: _sampler(weights, sizes),
+        DECODER: _decoder(model, weights, p, sizes),
     }
-    refuse_unused(p)
-    return GraphSet(built, sizes.manifest(p))
+    return finished(model, weights, p, sizes, own)
 
 
 def _prior(weights: WeightStore, sizes: AxisSizes) -> onnx.ModelProto:
