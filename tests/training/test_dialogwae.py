@@ -263,7 +263,12 @@ def test_validation_takes_ten_draws_of_the_prior_each_with_a_choice_of_its_own(d
     model = lively(one, data)
     drawn = []
     draw_prior = model.draw_prior
-    monkeypatch.setattr(model, "draw_prior", lambda c, eps: drawn.append(eps) or draw_prior(c, eps))
+
+    def watched(c, eps):
+        drawn.append(eps)
+        return draw_prior(c, eps)
+
+    monkeypatch.setattr(model, "draw_prior", watched)
     scores = [validate(model, data.valid, config, model.device)["score"] for config in (one, ten)]
     assert scores[0] == scores[1]
     of_choice = drawn[0][..., model.config.latent :]  # (B, 10, 3)
