@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from siserve_training.config import TrainConfig, preset_values
 from siserve_training.errors import ConfigError, RunError
-from siserve_training.reproduce.results import score_baselines
-from siserve_training.reproduce.rows import COLUMNS, ROWS, SCALES, Row, Scale
+from siserve_training.reproduce.page import results_page
+from siserve_training.reproduce.results import MeasuredRow, score_baselines
+from siserve_training.reproduce.rows import COLUMNS, ROWS, SCALES, Row, Scale, pretrained_row
 from siserve_training.reproduce.runner import Job, Plan, locked, run_jobs
 from siserve_training.reproduce.table import chosen_rows, make_plan, reproduce_dialog
 
@@ -176,6 +177,21 @@ def test_a_rows_commands_are_those_that_a_person_would_type(plan):
     assert "--set seed=3" in train and "--resume" not in train
     evaluate = shlex.join(job.evaluate_command())
     assert "--split test" in evaluate and f"--vectors {plan.vectors}" in evaluate
+
+
+def test_the_page_names_a_command_for_every_row_and_no_folder_of_the_machine(plan):
+    rows = (*ROWS, pretrained_row("hf:/some/where/mini"))
+    measured = [MeasuredRow(row.name, row.title, row, (0, 1), {}, {}) for row in rows]
+    page = results_page(measured, [], [Job(rows[0], 0, plan)], {})
+    commands = [shlex.split(line) for line in page.splitlines() if line.startswith("    siserve")]
+    assert len(commands) == 1 + len(rows) and "--rows" not in commands[0]
+    for row, command in zip(rows, commands[1:], strict=True):
+        named = command[command.index("--rows") + 1]
+        assert named.split(",")[-1] == row.name
+        assert ("--context-encoder" in command) == (row.name == "si-cvae-pretrained")
+        assert command[command.index("--seeds") + 1] == "0,1"
+    assert "--context-encoder hf:mini" in page and "hf:mini" in json.dumps(measured[-1].to_json())
+    assert str(plan.data.parent) not in page and "/some" not in json.dumps(measured[-1].to_json())
 
 
 def test_files_that_are_missing_are_told_before_any_work(tmp_path, corpus, vectors):

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from siserve_training.reproduce.results import MeasuredRow
-from siserve_training.reproduce.rows import COLUMNS, Row
+from siserve_training.reproduce.rows import COLUMNS
 from siserve_training.reproduce.runner import Job, Plan
 
 __all__ = ["results_page"]
@@ -87,7 +86,6 @@ def results_page(
         "![Relevance against diversity](relevance-diversity.svg)",
         "[Examples](examples.md) shows responses of every system to the same contexts.",
         "## Commands",
-        "Each row alone, all of its cells:",
         _commands(measured, jobs),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -166,31 +164,38 @@ def _cell(row: MeasuredRow, name: str) -> str:
 
 
 def _commands(measured: Sequence[MeasuredRow], jobs: Sequence[Job]) -> str:
-    lines = []
-    plan = jobs[0].plan if jobs else None
-    for row in measured:
-        if row.row is None or plan is None:
-            continue
-        seeds = ",".join(str(seed) for seed in row.seeds)
-        lines.append(f"{row.title}:\n\n    {_row_command(row.row, plan, seeds)}\n")
-    return "\n".join(lines)
+    rows = [row.row for row in measured if row.row is not None]
+    if not rows or not jobs:
+        return ""
+    plan, seeds = jobs[0].plan, ",".join(str(seed) for seed in measured[0].seeds)
+    encoder = next((row.context_encoder for row in rows if row.context_encoder), "")
+    commands = {
+        "The whole page, the context-blind rows included": _command(plan, seeds, encoder),
+        **{
+            f"{row.title}, all of its cells": _command(
+                plan,
+                seeds,
+                row.context_encoder,
+                ",".join(name for name in (row.of, row.name) if name),
+            )
+            for row in rows
+        },
+    }
+    return "\n".join(f"{title}:\n\n    {command}\n" for title, command in commands.items())
 
 
-def _row_command(row: Row, plan: Plan, seeds: str) -> str:
-    scale = "small" if plan.scale.suffix else "full"
-    wanted = ",".join(name for name in (row.of, row.name) if name)
-    extra = ["--word-vectors", plan.word_vectors.name] if plan.word_vectors else []
-    if plan.max_steps:
-        extra += ["--max-steps", str(plan.max_steps)]
-    if plan.contexts:
-        extra += ["--contexts", str(plan.contexts)]
-    arguments = [
-        *("siserve", "reproduce", "dialog", "--scale", scale, "--rows", wanted),
-        *("--seeds", seeds, "--data", _last(plan.data), "--vectors", plan.vectors.name),
-        *(*extra, "--out", "OUT"),
-    ]
-    return shlex.join(arguments)
-
-
-def _last(path: Path) -> str:
-    return path.name
+def _command(plan: Plan, seeds: str, context_encoder: str, rows: str = "") -> str:
+    options = {
+        "--scale": "small" if plan.scale.suffix else "full",
+        "--rows": rows,
+        "--seeds": seeds,
+        "--data": plan.data.name,
+        "--vectors": plan.vectors.name,
+        "--word-vectors": plan.word_vectors.name if plan.word_vectors else "",
+        "--context-encoder": context_encoder,
+        "--max-steps": str(plan.max_steps or ""),
+        "--contexts": str(plan.contexts or ""),
+        "--out": "OUT",
+    }
+    flags = [part for option, value in options.items() if value for part in (option, value)]
+    return shlex.join(["siserve", "reproduce", "dialog", *flags])

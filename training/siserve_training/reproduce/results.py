@@ -52,11 +52,14 @@ class MeasuredRow:
     def to_json(self) -> dict[str, Any]:
         """Return what the results file holds of it."""
         row = self.row
+        settings = dict(row.settings) if row else None
+        if settings and row and row.context_encoder:
+            settings["context_encoder"] = row.context_encoder
         return {
             "name": self.name,
             "title": self.title,
             "preset": row.preset if row else None,
-            "settings": dict(row.settings) if row else None,
+            "settings": settings,
             "evaluation": dict(row.evaluation) if row else None,
             "runs_of": row.of or row.name if row else None,
             "seeds": list(self.seeds),

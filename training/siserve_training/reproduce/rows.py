@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Any
 
 __all__ = ["COLUMNS", "ROWS", "SCALES", "PaperRow", "Row", "Scale", "pretrained_row"]
@@ -56,6 +57,12 @@ class Row:
     of: str = ""
     paper: tuple[PaperRow, ...] = ()
     ours: bool = False
+
+    @property
+    def context_encoder(self) -> str:
+        """Its pretrained context encoder as hf:NAME, without the folders that lead there."""
+        kind, _, folder = str(self.settings.get("context_encoder", "")).partition(":")
+        return f"{kind}:{PurePath(folder).name}" if folder else ""
 
 
 @dataclass(frozen=True)
