@@ -26,7 +26,7 @@ from siserve_training.export.parity import open_graph
 from siserve_training.export.run import export_run
 from siserve_training.fit import Trainer
 from siserve_training.methods import METHODS
-from siserve_training.reproduce.table import chosen_rows
+from siserve_training.reproduce.table import chosen_rows, dialog_rows
 from siserve_training.run_folder import RunFolder
 from siserve_training.tasks.dialog import build_model, load_dialog_data
 from siserve_training.tasks.prepared import evaluation_batches
@@ -280,10 +280,10 @@ def test_a_folder_that_is_not_there_is_refused_before_anything_is_written(corpus
 
 
 def test_the_table_gets_one_more_row_where_it_is_asked_for(bert, tmp_path):
-    *rest, row = chosen_rows("", f"hf:{bert}")
-    assert tuple(rest) == chosen_rows("")
+    *rest, row = dialog_rows(f"hf:{bert}")
+    assert tuple(rest) == dialog_rows()
     assert row.settings == {"context_encoder": f"hf:{bert}"} and row.ours
-    assert chosen_rows(row.name, f"hf:{bert}") == (row,)
+    assert chosen_rows(row.name, dialog_rows(f"hf:{bert}")) == (row,)
     for wrong in ("gru", "hf:", f"hf:{tmp_path / 'none'}"):
         with pytest.raises(ConfigError, match="hf:DIR|config.json"):
-            chosen_rows("", wrong)
+            dialog_rows(wrong)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shlex
 import signal
@@ -14,11 +15,17 @@ import numpy as np
 import pytest
 from siserve_training.config import TrainConfig, preset_values
 from siserve_training.errors import ConfigError, RunError
+from siserve_training.reproduce.noise import NOISE_ROWS, NOISE_SCALE, reproduce_noise
 from siserve_training.reproduce.page import results_page
 from siserve_training.reproduce.results import MeasuredRow, score_baselines
 from siserve_training.reproduce.rows import COLUMNS, ROWS, SCALES, Row, Scale, pretrained_row
 from siserve_training.reproduce.runner import Job, Plan, locked, run_jobs
-from siserve_training.reproduce.table import chosen_rows, make_plan, reproduce_dialog
+from siserve_training.reproduce.table import (
+    chosen_rows,
+    make_plan,
+    reproduce_dialog,
+    scale_named,
+)
 
 from .conftest import TINY, write_corpus
 
@@ -163,6 +170,28 @@ def test_every_row_is_a_configuration_at_every_scale(row, scale):
     TrainConfig.from_values(values)
 
 
+@pytest.mark.parametrize("row", NOISE_ROWS, ids=lambda row: row.name)
+def test_every_row_of_the_noise_study_is_a_configuration_of_its_own(row):
+    def settings(of: Row) -> dict[str, object]:
+        return {**preset_values(of.preset + NOISE_SCALE.suffix), **of.settings}
+
+    TrainConfig.from_values({**settings(row), **NOISE_SCALE.settings})
+    assert [other.name for other in NOISE_ROWS if settings(other) == settings(row)] == [row.name]
+
+
+@pytest.mark.slow
+def test_the_noise_study_tells_how_much_of_the_noise_is_in_use(corpus, tmp_path):
+    scale = dataclasses.replace(TINY_SCALE, evaluation={"split": "valid", "pairs": 8, "samples": 3})
+    plan = Plan(corpus, tmp_path / "out", scale, None, None)
+    rows = [row for row in NOISE_ROWS if row.name in ("gaussian", "default")]
+    page = reproduce_noise(plan, rows, (0,), 1, mute)
+    gaussian, default = json.loads((plan.out / "noise.json").read_text())["rows"]
+    assert gaussian["values"]["b_k"] == 0 and default["values"]["b_k"] != 0
+    lines = page.read_text().splitlines()
+    assert any(line.startswith(f"| {NOISE_ROWS[0].title} |") for line in lines)
+    assert any("siserve reproduce noise --rows default" in line for line in lines)
+
+
 def test_every_row_of_the_papers_table_has_a_row_here():
     assert len([paper for row in ROWS for paper in row.paper]) == 10
     assert all(len(paper.values) == len(COLUMNS) for row in ROWS for paper in row.paper)
@@ -182,9 +211,9 @@ def test_a_rows_commands_are_those_that_a_person_would_type(plan):
 def test_the_page_names_a_command_for_every_row_and_no_folder_of_the_machine(plan):
     rows = (*ROWS, pretrained_row("hf:/some/where/mini"))
     measured = [MeasuredRow(row.name, row.title, row, (0, 1), {}, {}) for row in rows]
-    page = results_page(measured, [], [Job(rows[0], 0, plan)], {})
+    page = results_page(measured, [], [Job(rows[0], 0, plan)], {"scale": "small"})
     commands = [shlex.split(line) for line in page.splitlines() if line.startswith("    siserve")]
-    assert len(commands) == 1 + len(rows) and "--rows" not in commands[0]
+    assert len(commands) == len(rows) + 1 and "--rows" not in commands[0]
     for row, command in zip(rows, commands[1:], strict=True):
         named = command[command.index("--rows") + 1]
         assert named.split(",")[-1] == row.name
@@ -196,11 +225,11 @@ def test_the_page_names_a_command_for_every_row_and_no_folder_of_the_machine(pla
 
 def test_files_that_are_missing_are_told_before_any_work(tmp_path, corpus, vectors):
     with pytest.raises(ConfigError, match="--vectors .*nothing: expected a file"):
-        make_plan("small", corpus, tmp_path / "out", tmp_path / "nothing", None)
+        make_plan(SCALES["small"], corpus, tmp_path / "out", tmp_path / "nothing", None)
     with pytest.raises(ConfigError, match="--scale must be one of full, small, got 'huge'"):
-        make_plan("huge", corpus, tmp_path / "out", vectors, None)
+        scale_named("huge")
     with pytest.raises(ConfigError, match="expected the folder of a corpus"):
-        make_plan("small", tmp_path / "nowhere", tmp_path / "out", vectors, None)
+        make_plan(SCALES["small"], tmp_path / "nowhere", tmp_path / "out", vectors, None)
     assert not (tmp_path / "out").exists()
 
 

@@ -22,29 +22,36 @@ def _reproduce() -> None:
     """Run the paper's tables anew."""
 
 
+_Data = Annotated[Path, typer.Option("--data", help="Folder of the corpus.")]
+_Out = Annotated[Path, typer.Option("--out", help="Folder of the results.")]
+_WordVectors = Annotated[
+    Path | None, typer.Option("--word-vectors", help="GloVe text file to start word vectors from.")
+]
+_Rows = Annotated[str, typer.Option("--rows", help="Some rows, separated by commas.")]
+_Seeds = Annotated[str, typer.Option("--seeds", help="Training seeds, by commas.")]
+_Jobs = Annotated[int, typer.Option("--jobs", min=0, help="Runs at a time; 0 chooses.")]
+_MaxSteps = Annotated[
+    int, typer.Option("--max-steps", min=0, help="End every run early, to try things out.")
+]
+_Contexts = Annotated[int, typer.Option("--contexts", min=0, help="Contexts answered; 0 for all.")]
+
+
 @reproduce_app.command("dialog")
 def dialog(
-    data: Annotated[Path, typer.Option("--data", help="Folder of the corpus.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder of the results.")],
+    data: _Data,
+    out: _Out,
     vectors: Annotated[Path, typer.Option("--vectors", help="GloVe text file for BOW scores.")],
     scale: Annotated[str, typer.Option("--scale", help="full, or small for a CPU.")] = "small",
-    word_vectors: Annotated[
-        Path | None,
-        typer.Option("--word-vectors", help="GloVe text file to start word vectors from."),
-    ] = None,
+    word_vectors: _WordVectors = None,
     context_encoder: Annotated[
         str,
         typer.Option("--context-encoder", metavar="hf:DIR", help="A pretrained one: one more row."),
     ] = "",
-    rows: Annotated[str, typer.Option("--rows", help="Some rows, separated by commas.")] = "",
-    seeds: Annotated[str, typer.Option("--seeds", help="Training seeds, by commas.")] = "0",
-    jobs: Annotated[int, typer.Option("--jobs", min=0, help="Runs at a time; 0 chooses.")] = 0,
-    max_steps: Annotated[
-        int, typer.Option("--max-steps", min=0, help="End every run early, to try things out.")
-    ] = 0,
-    contexts: Annotated[
-        int, typer.Option("--contexts", min=0, help="Contexts answered; 0 for all.")
-    ] = 0,
+    rows: _Rows = "",
+    seeds: _Seeds = "0",
+    jobs: _Jobs = 0,
+    max_steps: _MaxSteps = 0,
+    contexts: _Contexts = 0,
 ) -> None:
     """Train and score every row of Table 1; the same command again goes on where it ended.
 
@@ -52,18 +59,47 @@ def dialog(
     """
     from siserve_training.reproduce.table import (
         chosen_rows,
+        dialog_rows,
         make_plan,
         reproduce_dialog,
+        scale_named,
         with_limits,
     )
 
-    def say(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
+    wanted = chosen_rows(rows, dialog_rows(context_encoder))
+    plan = make_plan(scale_named(scale), data, out, vectors, word_vectors)
+    limited = with_limits(plan, max_steps, contexts)
+    page = reproduce_dialog(limited, wanted, _numbers(seeds), jobs, _say)
+    _say(f"results: {page}")
 
-    wanted = chosen_rows(rows, context_encoder)
-    plan = with_limits(make_plan(scale, data, out, vectors, word_vectors), max_steps, contexts)
-    page = reproduce_dialog(plan, wanted, _numbers(seeds), jobs, say)
-    say(f"results: {page}")
+
+@reproduce_app.command("noise")
+def noise(
+    data: _Data,
+    out: _Out,
+    word_vectors: _WordVectors = None,
+    rows: _Rows = "",
+    seeds: _Seeds = "0",
+    jobs: _Jobs = 0,
+    max_steps: _MaxSteps = 0,
+    contexts: _Contexts = 0,
+) -> None:
+    """Train si-cvae with its noise in many forms, at small sizes, and measure how much is in use.
+
+    Example: siserve reproduce noise --data corpus --word-vectors glove.6B.100d.txt --out noise
+    """
+    from siserve_training.reproduce.noise import NOISE_ROWS, NOISE_SCALE, reproduce_noise
+    from siserve_training.reproduce.table import chosen_rows, make_plan, with_limits
+
+    wanted = chosen_rows(rows, NOISE_ROWS)
+    plan = make_plan(NOISE_SCALE, data, out, None, word_vectors)
+    limited = with_limits(plan, max_steps, contexts)
+    page = reproduce_noise(limited, wanted, _numbers(seeds), jobs, _say)
+    _say(f"results: {page}")
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _numbers(listed: str) -> list[int]:

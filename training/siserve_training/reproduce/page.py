@@ -10,7 +10,7 @@ from siserve_training.reproduce.results import MeasuredRow
 from siserve_training.reproduce.rows import COLUMNS
 from siserve_training.reproduce.runner import Job, Plan
 
-__all__ = ["results_page"]
+__all__ = ["NOISE", "NOISE_TEXT", "list_commands", "list_facts", "results_page", "table"]
 
 #: What Table 1 does not hold: title and our metric.
 _MORE = {
@@ -35,7 +35,8 @@ _OTHER_FORMS = {
     "G, clean": "bow_greedy_clean",
     "sacrebleu": "sacrebleu",
 }
-_NOISE = {
+#: Whether the noise of a posterior is in use: title and our metric.
+NOISE = {
     "B_K": "b_k",
     "log B_K": "log_b_k",
     "of Var(mu)": "noise_share_of_mu",
@@ -68,25 +69,25 @@ def results_page(
     first = next((row.values for row in measured), {})
     parts = [
         "# Table 1: dialog systems on Switchboard",
-        _facts(facts),
+        list_facts(facts),
         _head(first, facts),
         "## The paper's columns",
         _paper_table(rows),
         "## What those columns do not show",
         _MORE_TEXT,
-        _table(rows, _MORE),
+        table(rows, _MORE),
         "## The same in other forms",
         "BLEU as NLTK from 3.6 on computes it; embedding scores of the words alone; corpus BLEU of "
         "each context's first response.",
-        _table(rows, _OTHER_FORMS),
+        table(rows, _OTHER_FORMS),
         "## Is the posterior semi-implicit in more than name?",
-        _NOISE_TEXT,
-        _table(with_noise, _NOISE),
+        NOISE_TEXT,
+        table(with_noise, NOISE),
         "## Pictures",
         "![Relevance against diversity](relevance-diversity.svg)",
         "[Examples](examples.md) shows responses of every system to the same contexts.",
         "## Commands",
-        _commands(measured, jobs),
+        list_commands(["dialog", "--scale", facts["scale"]], measured, jobs),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -99,7 +100,7 @@ _MORE_TEXT = (
     "responses to all contexts; 4+ of 5 is the share of contexts whose first five responses hold "
     "four different ones."
 )
-_NOISE_TEXT = (
+NOISE_TEXT = (
     "B_K in nats, at most log(K + 1); the noise's share of the variance of the posterior means "
     "over all pairs, and of one posterior's variance along its widest axis (in sigmas); the share "
     "of posteriors whose draws a two-sample energy test tells from their best Gaussian at 5 %; and "
@@ -108,7 +109,8 @@ _NOISE_TEXT = (
 )
 
 
-def _facts(facts: dict[str, Any]) -> str:
+def list_facts(facts: dict[str, Any]) -> str:
+    """Write a table's facts as a list."""
     return "\n".join(f"- {name}: {value}" for name, value in facts.items())
 
 
@@ -137,7 +139,13 @@ def _paper_table(rows: Sequence[MeasuredRow]) -> str:
     return "\n".join(lines)
 
 
-def _table(rows: Sequence[MeasuredRow], columns: dict[str, str]) -> str:
+def table(rows: Sequence[MeasuredRow], columns: dict[str, str]) -> str:
+    """Write rows as a Markdown table.
+
+    Args:
+        rows: measured.
+        columns: title and metric of each.
+    """
     if not rows:
         return ""
     return "\n".join([*_header(columns), *(_line(row, list(columns.values())) for row in rows)])
@@ -163,34 +171,37 @@ def _cell(row: MeasuredRow, name: str) -> str:
     return value
 
 
-def _commands(measured: Sequence[MeasuredRow], jobs: Sequence[Job]) -> str:
+def list_commands(
+    study: Sequence[str], measured: Sequence[MeasuredRow], jobs: Sequence[Job]
+) -> str:
+    """Write the command that makes the page, and that of each row.
+
+    Args:
+        study: words after `siserve reproduce`.
+        measured: the rows.
+        jobs: behind them.
+    """
     rows = [row.row for row in measured if row.row is not None]
     if not rows or not jobs:
         return ""
     plan, seeds = jobs[0].plan, ",".join(str(seed) for seed in measured[0].seeds)
     encoder = next((row.context_encoder for row in rows if row.context_encoder), "")
-    commands = {
-        "The whole page, the context-blind rows included": _command(plan, seeds, encoder),
-        **{
-            f"{row.title}, all of its cells": _command(
-                plan,
-                seeds,
-                row.context_encoder,
-                ",".join(name for name in (row.of, row.name) if name),
-            )
-            for row in rows
-        },
-    }
+    commands = {"The whole page": _command(study, plan, seeds, encoder)}
+    for row in rows:
+        wanted = ",".join(name for name in (row.of, row.name) if name)
+        command = _command(study, plan, seeds, row.context_encoder, wanted)
+        commands[f"{row.title}, all of its cells"] = command
     return "\n".join(f"{title}:\n\n    {command}\n" for title, command in commands.items())
 
 
-def _command(plan: Plan, seeds: str, context_encoder: str, rows: str = "") -> str:
+def _command(
+    study: Sequence[str], plan: Plan, seeds: str, context_encoder: str, rows: str = ""
+) -> str:
     options = {
-        "--scale": "small" if plan.scale.suffix else "full",
         "--rows": rows,
         "--seeds": seeds,
         "--data": plan.data.name,
-        "--vectors": plan.vectors.name,
+        "--vectors": plan.vectors.name if plan.vectors else "",
         "--word-vectors": plan.word_vectors.name if plan.word_vectors else "",
         "--context-encoder": context_encoder,
         "--max-steps": str(plan.max_steps or ""),
@@ -198,4 +209,4 @@ def _command(plan: Plan, seeds: str, context_encoder: str, rows: str = "") -> st
         "--out": "OUT",
     }
     flags = [part for option, value in options.items() if value for part in (option, value)]
-    return shlex.join(["siserve", "reproduce", "dialog", *flags])
+    return shlex.join(["siserve", "reproduce", *study, *flags])

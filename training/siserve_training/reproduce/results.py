@@ -122,7 +122,7 @@ def score_baselines(plan: Plan, seed: int = 0) -> list[MeasuredRow]:
     rows = []
     for name, samples in context_blind_replies(valid, text, shape, seed).items():
         replies = responses_to_pairs(test, dialogs["test"], text, samples, positions)
-        vectors = load_word_vectors(plan.vectors, replies.words)
+        vectors = load_word_vectors(plan.vectors, replies.words) if plan.vectors else None
         values = dict(score_responses(replies, vectors).corpus)
         values |= {"recall_at_1_of_10": 0.1, "recall_at_1_of_20": 0.05}
         rows.append(MeasuredRow(name, _BASELINES[name], None, (seed,), values, {}))

@@ -79,6 +79,11 @@ class Scale:
     settings: Mapping[str, Any]
     evaluation: Mapping[str, Any]
 
+    @property
+    def name(self) -> str:
+        """Return what --scale calls it."""
+        return "small" if self.suffix else "full"
+
 
 SCALES = {
     "full": Scale("", {}, {"pairs": 1000, "samples": 100, "ranking-samples": 20}),

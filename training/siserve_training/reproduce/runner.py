@@ -39,7 +39,7 @@ class Plan:
         data: folder of the corpus.
         out: folder of the results.
         scale: how much of everything.
-        vectors: GloVe text file for embedding scores.
+        vectors: GloVe text file for embedding scores, None to go without them.
         word_vectors: GloVe text file that word vectors start from, None for random ones.
         max_steps: ends every run early, 0 for none.
         contexts: contexts that are answered, 0 for all.
@@ -48,7 +48,7 @@ class Plan:
     data: Path
     out: Path
     scale: Scale
-    vectors: Path
+    vectors: Path | None
     word_vectors: Path | None
     max_steps: int = 0
     contexts: int = 0
@@ -103,13 +103,14 @@ class Job:
     def evaluate_command(self) -> list[str]:
         """Return the arguments of `siserve` that score the run."""
         plan = self.plan
-        options = {**plan.scale.evaluation, **self.row.evaluation}
+        options = {"split": "test", **plan.scale.evaluation, **self.row.evaluation}
+        if plan.vectors:
+            options["vectors"] = plan.vectors
         if plan.contexts:
             options["contexts"] = plan.contexts
         flags = [part for key, value in options.items() for part in (f"--{key}", str(value))]
         return [
-            *("evaluate", str(self.run), "--data", str(plan.data), "--split", "test"),
-            *("--checkpoint", "last", "--vectors", str(plan.vectors), *flags),
+            *("evaluate", str(self.run), "--data", str(plan.data), "--checkpoint", "last", *flags),
             *("--out", str(self.result), "--dump", str(self.dump), "--json"),
         ]
 

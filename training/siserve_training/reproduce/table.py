@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,23 +17,37 @@ from siserve_training.errors import ConfigError
 from siserve_training.reproduce.examples import examples_page
 from siserve_training.reproduce.page import results_page
 from siserve_training.reproduce.plots import plot_relevance_diversity
-from siserve_training.reproduce.results import collect_rows, machine, score_baselines
-from siserve_training.reproduce.rows import ROWS, SCALES, Row, pretrained_row
+from siserve_training.reproduce.results import (
+    MeasuredRow,
+    collect_rows,
+    machine,
+    score_baselines,
+)
+from siserve_training.reproduce.rows import ROWS, SCALES, Row, Scale, pretrained_row
 from siserve_training.reproduce.runner import Job, Plan, run_jobs
 
-__all__ = ["chosen_rows", "make_plan", "reproduce_dialog", "with_limits"]
+__all__ = [
+    "chosen_rows",
+    "dialog_rows",
+    "facts_of",
+    "make_plan",
+    "measure",
+    "reproduce_dialog",
+    "scale_named",
+    "with_limits",
+]
 
 _GPU_RUNS = 4  # side by side: the models are small
 
 
-def make_plan(scale: str, data: Path, out: Path, vectors: Path, word_vectors: Path | None) -> Plan:
+def make_plan(
+    scale: Scale, data: Path, out: Path, vectors: Path | None, word_vectors: Path | None
+) -> Plan:
     """Check what all runs have in common.
 
     Raises:
-        ConfigError: if the scale is unknown or a file is missing.
+        ConfigError: if a file is missing.
     """
-    if scale not in SCALES:
-        raise ConfigError(f"--scale must be one of {', '.join(SCALES)}, got {scale!r}")
     for option, path in (("--vectors", vectors), ("--word-vectors", word_vectors)):
         if path is not None and not path.is_file():
             raise ConfigError(f"{option} {path}: expected a file in GloVe's text format")
@@ -41,30 +56,51 @@ def make_plan(scale: str, data: Path, out: Path, vectors: Path, word_vectors: Pa
     return Plan(
         data.resolve(),
         out.resolve(),
-        SCALES[scale],
-        vectors.resolve(),
+        scale,
+        vectors.resolve() if vectors else None,
         word_vectors.resolve() if word_vectors else None,
     )
 
 
-def chosen_rows(names: str, context_encoder: str = "") -> tuple[Row, ...]:
+def scale_named(name: str) -> Scale:
+    """Return the scale that --scale names.
+
+    Raises:
+        ConfigError: if there is none.
+    """
+    if name not in SCALES:
+        raise ConfigError(f"--scale must be one of {', '.join(SCALES)}, got {name!r}")
+    return SCALES[name]
+
+
+def dialog_rows(context_encoder: str = "") -> tuple[Row, ...]:
+    """Return the rows of Table 1, and one more for a pretrained context encoder.
+
+    Args:
+        context_encoder: hf:DIR, "" for none.
+
+    Raises:
+        ConfigError: if the encoder cannot be used.
+    """
+    if not context_encoder:
+        return ROWS
+    kind, _, folder = context_encoder.partition(":")
+    if kind != "hf" or not folder:
+        raise ConfigError(f"--context-encoder takes hf:DIR, got {context_encoder!r}")
+    path = SentenceFolder.open(Path(folder).resolve()).path
+    return (*ROWS, pretrained_row(f"hf:{path}"))
+
+
+def chosen_rows(names: str, rows: tuple[Row, ...] = ROWS) -> tuple[Row, ...]:
     """Return the rows of a comma-separated list in the table's order, all for "".
 
     Args:
         names: of the rows.
-        context_encoder: hf:DIR, for one more row; "" for none.
+        rows: of the table.
 
     Raises:
-        ConfigError: if a name is unknown, a row is asked for without the one it scores again, or
-            the encoder cannot be used.
+        ConfigError: if a name is unknown or a row is asked for without the one it scores again.
     """
-    rows: tuple[Row, ...] = ROWS
-    if context_encoder:
-        kind, _, folder = context_encoder.partition(":")
-        if kind != "hf" or not folder:
-            raise ConfigError(f"--context-encoder takes hf:DIR, got {context_encoder!r}")
-        path = SentenceFolder.open(Path(folder).resolve()).path
-        rows = (*ROWS, pretrained_row(f"hf:{path}"))
     if not names:
         return rows
     wanted = [name.strip() for name in names.split(",")]
@@ -99,25 +135,11 @@ def reproduce_dialog(
     Raises:
         RunError: if a run fails.
     """
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    at_once = side_by_side or (_GPU_RUNS if torch.cuda.is_available() else cores)
     jobs = [Job(row, seed, plan) for seed in seeds for row in rows]
-    run_jobs(jobs, at_once, max(1, cores // at_once), say)
-    measured = collect_rows(jobs)
+    measured = measure(jobs, side_by_side, say)
     say("scoring context-blind baselines")
     baselines = score_baselines(plan)
-    facts = {
-        "scale": "small" if plan.scale.suffix else "full",
-        "settings of the scale": json.dumps(dict(plan.scale.settings)),
-        "corpus": plan.data.name,
-        "seeds": ", ".join(str(seed) for seed in seeds),
-        "vectors of the embedding scores": plan.vectors.name,
-        "word vectors at the start": plan.word_vectors.name if plan.word_vectors else "random",
-        **({"max_steps": plan.max_steps} if plan.max_steps else {}),
-        **machine(),
-    }
+    facts = facts_of(plan, seeds)
     content = {
         "facts": facts,
         "rows": [row.to_json() for row in measured],
@@ -130,6 +152,41 @@ def reproduce_dialog(
     page = plan.out / "dialog.md"
     write_atomically(page, results_page(measured, baselines, jobs, facts))
     return page
+
+
+def measure(
+    jobs: Sequence[Job], side_by_side: int, say: Callable[[str], None]
+) -> list[MeasuredRow]:
+    """Do the jobs that are not done, and read what all have measured.
+
+    Args:
+        jobs: of the table.
+        side_by_side: runs at a time, 0 to choose by the machine.
+        say: told what happens.
+
+    Raises:
+        RunError: if a run fails.
+    """
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+    at_once = side_by_side or (_GPU_RUNS if torch.cuda.is_available() else cores)
+    run_jobs(jobs, at_once, max(1, cores // at_once), say)
+    return collect_rows(jobs)
+
+
+def facts_of(plan: Plan, seeds: Sequence[int]) -> dict[str, Any]:
+    """Tell what all runs of a table have in common, and what they ran on."""
+    return {
+        "scale": plan.scale.name,
+        "settings of the scale": json.dumps(dict(plan.scale.settings)),
+        "corpus": plan.data.name,
+        "seeds": ", ".join(str(seed) for seed in seeds),
+        **({"vectors of the embedding scores": plan.vectors.name} if plan.vectors else {}),
+        "word vectors at the start": plan.word_vectors.name if plan.word_vectors else "random",
+        **({"max_steps": plan.max_steps} if plan.max_steps else {}),
+        **machine(),
+    }
 
 
 def with_limits(plan: Plan, max_steps: int, contexts: int) -> Plan:
