@@ -24,8 +24,9 @@ class Records:
         self.rows: list[int] = []
         self.batches: list[int] = []
 
-    def queue_changed(self, requests: int) -> None:
-        self.queue.append(requests)
+    def queue_changed(self, requests: int, rows: int) -> None:
+        assert (rows > 0) == (requests > 0)
+        self.queue.append(rows)
 
     def rows_changed(self, rows: int) -> None:
         self.rows.append(rows)
@@ -262,7 +263,8 @@ def test_what_expires_or_is_cancelled_in_the_queue_is_never_run(sessions, manife
     with running(gated, manifest) as (engine, _):
         first = engine.submit(make_job(manifest, 0))
         assert gate.entered.acquire(timeout=10)
-        expired = engine.submit(make_job(manifest, 1, deadline=time.monotonic()))
+        expired = engine.submit(make_job(manifest, 1, deadline=time.monotonic() + 0.1))
+        time.sleep(0.15)
         given_up = make_job(manifest, 2)
         cancelled = engine.submit(given_up)
         given_up.cancel()
@@ -278,15 +280,56 @@ def test_what_expires_or_is_cancelled_in_the_queue_is_never_run(sessions, manife
 def test_beyond_the_queue_a_request_is_refused_at_once(sessions, manifest):
     gate = Gate(sessions.decoder)
     gated = dataclasses.replace(sessions, decoder=gate)
-    with running(gated, manifest, EngineOptions(max_queue=2, max_rows=5)) as (engine, records):
+    options = EngineOptions(max_queue_rows=11, max_rows=5)
+    with running(gated, manifest, options) as (engine, records):
         results = [engine.submit(make_job(manifest, 0))]
         assert gate.entered.acquire(timeout=10)
         results += [engine.submit(make_job(manifest, seed)) for seed in (1, 2)]
-        with pytest.raises(QueueFull, match="2 requests wait"):
-            engine.submit(make_job(manifest, 3))
+        with pytest.raises(QueueFull, match="10 responses wait") as refused:
+            engine.submit(make_job(manifest, 3, n=2))
+        assert 0.05 <= refused.value.retry_after_s <= 10
+        results.append(engine.submit(make_job(manifest, 3, n=1)))
         gate.open()
-        assert [len(result.result(10).rows) for result in results] == [5, 5, 5]
-        assert max(records.queue) == 2
+        assert [len(result.result(10).rows) for result in results] == [5, 5, 5, 1]
+        assert max(records.queue) == 11
+
+
+def test_a_request_larger_than_the_queue_is_taken_when_nothing_waits(sessions, manifest):
+    gate = Gate(sessions.decoder)
+    gated = dataclasses.replace(sessions, decoder=gate)
+    with running(gated, manifest, EngineOptions(max_queue_rows=3, max_rows=5)) as (engine, _):
+        first = engine.submit(make_job(manifest, 0))
+        assert gate.entered.acquire(timeout=10)
+        large = engine.submit(make_job(manifest, 1, n=7))
+        with pytest.raises(QueueFull):
+            engine.submit(make_job(manifest, 2, n=1))
+        gate.open()
+        assert (len(first.result(10).rows), len(large.result(10).rows)) == (5, 7)
+
+
+def test_a_deadline_that_has_passed_is_refused_before_it_takes_a_place(sessions, manifest):
+    with running(sessions, manifest) as (engine, records):
+        with pytest.raises(DeadlinePassed):
+            engine.submit(make_job(manifest, 0, deadline=time.monotonic() - 0.001))
+        assert records.queue == []
+
+
+def test_the_places_of_abandoned_requests_go_to_others(sessions, manifest):
+    gate = Gate(sessions.decoder)
+    gated = dataclasses.replace(sessions, decoder=gate)
+    with running(gated, manifest, EngineOptions(max_queue_rows=5, max_rows=5)) as (engine, _):
+        engine.submit(make_job(manifest, 0))
+        assert gate.entered.acquire(timeout=10)
+        given_up = make_job(manifest, 1)
+        cancelled = engine.submit(given_up)
+        with pytest.raises(QueueFull):
+            engine.submit(make_job(manifest, 2))
+        given_up.cancel()
+        taken = engine.submit(make_job(manifest, 2))
+        with pytest.raises(RequestCancelled):
+            cancelled.result(0)
+        gate.open()
+        assert len(taken.result(10).rows) == 5
 
 
 def test_stopping_finishes_what_was_taken_and_takes_no_more(sessions, manifest):
@@ -345,6 +388,6 @@ def test_the_time_of_a_request_is_told_by_stages(sessions, manifest):
 
 
 def test_an_engine_that_could_do_nothing_is_refused():
-    for name in ("max_queue", "max_rows", "chunk_steps", "oversample"):
+    for name in ("max_queue_rows", "max_rows", "chunk_steps", "oversample"):
         with pytest.raises(ValueError, match=name):
             EngineOptions(**{name: 0})

@@ -200,6 +200,18 @@ def test_get_model_tells_what_the_manifest_says_and_which_limits_hold(client, ma
     assert tuple(model.topics) == manifest.features.topics
     assert model.limits.max_responses == 64 and model.defaults.n == 5
     assert model.limits.max_tokens == manifest.limits.response_tokens
+    server_limits = {field.name: value for field, value in model.server_limits.ListFields()}
+    assert server_limits == {
+        "max_message_bytes": 2 << 20,
+        "max_metadata_bytes": 16 << 10,
+        "max_streams": 256,
+        "idle_seconds": 300.0,
+        "handshake_seconds": 5.0,
+        "max_queue_rows": 1024,
+        "max_rows": 128,
+        "oversample": 6,
+        "burst_responses": 256,
+    }
     with pytest.raises(ClientError) as refused:
         client.generate(DIALOG, n=model.limits.max_responses + 1)
     assert refused.value.code is grpc.StatusCode.INVALID_ARGUMENT
@@ -257,12 +269,13 @@ def test_a_client_that_gives_up_or_runs_out_of_time_leaves_the_server_idle(serve
 
 
 def test_a_full_server_refuses_and_answers_again(start_server):
-    small = start_server("--max-queue", "1", "--max-rows", "1")
+    small = start_server("--max-queue-rows", "1", "--max-rows", "1")
 
     def ask(client: Client, seed: int) -> str:
         try:
             return f"{len(client.generate(DIALOG, n=64, seed=seed).responses)}"
         except ClientError as error:
+            assert error.retry_after_s and 0.05 <= error.retry_after_s <= 10
             return error.code.name
 
     with small.client() as client, ThreadPoolExecutor(24) as pool:
@@ -371,7 +384,7 @@ def test_every_metric_has_a_help_text(server):
         lines = reply.read().decode().splitlines()
     typed = {line.split()[2] for line in lines if line.startswith("# TYPE siserve_")}
     helped = {line.split()[2]: line.split(maxsplit=3)[3] for line in lines if "# HELP sis" in line}
-    assert typed == set(helped) and len(typed) == 14
+    assert typed == set(helped) and len(typed) == 15
     assert all(text.endswith(".") or text.endswith("1.") for text in helped.values())
 
 

@@ -1,7 +1,8 @@
 """Text to token ids and back, and the window of context: one module for training and serving.
 
 Tokens are those of Zhao et al. 2017: lower case, then NLTK's WordPunct rule ``\\w+|[^\\w\\s]+``;
-every utterance stands between ``<s>`` and ``</s>``, and a dialog begins with ``<s> <d> </s>``.
+every utterance stands between ``<s>`` and ``</s>``, and a dialog begins with ``<s> <d> </s>``. Text
+that comes in tokens already, as corpora of sentences do, is split at blanks and joined by blanks.
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.normalizers import NFC, Lowercase
 from tokenizers.normalizers import Sequence as Normalizers
-from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.pre_tokenizers import Whitespace, WhitespaceSplit
 
 __all__ = [
     "DIALOG_START",
@@ -39,7 +41,11 @@ _CLOSING = re.compile(r"^[^\w\s'\"(\[{#$&/-]+$")
 
 @dataclass(frozen=True)
 class SpecialTokens:
-    """Ids of the tokens that are marks, not words."""
+    """Ids of the tokens that are marks, not words.
+
+    A vocabulary of sentences has no ``<d>``; `dialog_start` is the id of ``<pad>`` then, which is
+    never generated either.
+    """
 
     pad: int
     unk: int
@@ -70,7 +76,7 @@ class Text:
     """A word-level vocabulary and the rules that turn utterances into ids and ids into text.
 
     Args:
-        tokenizer: a tokenizer whose vocabulary holds the five special tokens.
+        tokenizer: a tokenizer whose vocabulary holds the special tokens; ``<d>`` may be missing.
         max_tokens: longest utterance in tokens, ``<s>`` and ``</s>`` included.
 
     Raises:
@@ -80,21 +86,41 @@ class Text:
     def __init__(self, tokenizer: Tokenizer, max_tokens: int = 40) -> None:
         self.tokenizer = tokenizer
         self.max_tokens = max_tokens
-        ids = {word: tokenizer.token_to_id(word) for word in (PAD, UNK, START, END, DIALOG_START)}
+        ids = {word: tokenizer.token_to_id(word) for word in (PAD, UNK, START, END)}
         missing = [word for word, index in ids.items() if index is None]
         if missing:
             raise ValueError(
                 f"the tokenizer lacks {', '.join(missing)}; expected all of {', '.join(ids)}"
             )
-        self.tokens = SpecialTokens(*(index for index in ids.values() if index is not None))
+        pad, unk, start, end = (index for index in ids.values() if index is not None)
+        dialog_start = tokenizer.token_to_id(DIALOG_START)
+        self.tokens = SpecialTokens(
+            pad, unk, start, end, pad if dialog_start is None else dialog_start
+        )
+        self.is_in_tokens = isinstance(tokenizer.pre_tokenizer, WhitespaceSplit)
 
     @classmethod
-    def from_words(cls, words: Sequence[str], max_tokens: int = 40) -> Text:
-        """Make the tokenizer of a list of words; a word's place in the list is its id."""
+    def from_words(
+        cls,
+        words: Sequence[str],
+        max_tokens: int = 40,
+        split_at: Literal["punctuation", "blanks"] = "punctuation",
+    ) -> Text:
+        """Make the tokenizer of a list of words; a word's place in the list is its id.
+
+        Args:
+            words: all of them, marks too.
+            max_tokens: longest utterance in tokens.
+            split_at: "blanks" for text in tokens already, whose letters stay as they are.
+        """
         vocabulary = {word: index for index, word in enumerate(words)}
         tokenizer = Tokenizer(WordLevel(vocabulary, unk_token=UNK))
-        tokenizer.normalizer = Normalizers([NFC(), Lowercase()])
-        tokenizer.pre_tokenizer = Whitespace()
+        if split_at == "blanks":
+            tokenizer.normalizer = NFC()
+            tokenizer.pre_tokenizer = WhitespaceSplit()
+        else:
+            tokenizer.normalizer = Normalizers([NFC(), Lowercase()])
+            tokenizer.pre_tokenizer = Whitespace()
         return cls(tokenizer, max_tokens)
 
     @classmethod
@@ -146,7 +172,7 @@ class Text:
                 break
             if index not in (self.tokens.pad, self.tokens.start, self.tokens.dialog_start):
                 words.append(str(self.tokenizer.id_to_token(int(index))))
-        return join_words(words)
+        return " ".join(words) if self.is_in_tokens else join_words(words)
 
     def context_window(
         self, turns: Sequence[tuple[str, Sequence[int]]], responder: str, window: int = 9

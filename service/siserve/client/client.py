@@ -6,9 +6,11 @@ import json
 import time
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 import grpc
+from google.rpc.error_details_pb2 import RetryInfo
+from grpc_status import rpc_status
 
 from siserve.bundle.errors import SiserveError
 from siserve.client.answer import Answer, make_request
@@ -44,12 +46,16 @@ class ClientError(SiserveError):
 
     Attributes:
         code: the gRPC status.
+        retry_after_s: when the server would have it tried again, in seconds; None if it said not.
     """
 
-    def __init__(self, message: str, code: grpc.StatusCode) -> None:
+    def __init__(
+        self, message: str, code: grpc.StatusCode, retry_after_s: float | None = None
+    ) -> None:
         """Keep the status beside the server's message."""
         super().__init__(message)
         self.code = code
+        self.retry_after_s = retry_after_s
         self.exit_code = 2 if code in _WRONG_USE else 1
 
 
@@ -175,4 +181,13 @@ class Client:
             details = f"no server answers at {self._address} ({details}); is `siserve serve` up?"
         elif code is grpc.StatusCode.DEADLINE_EXCEEDED:
             details = f"no answer from {self._address} within {self._timeout_s:g} s"
-        return ClientError(str(details), code)
+        return ClientError(str(details), code, _retry_after_s(error))
+
+
+def _retry_after_s(error: grpc.RpcError) -> float | None:
+    status = rpc_status.from_call(cast(grpc.Call, error))
+    for detail in status.details if status is not None else ():
+        retry = RetryInfo()
+        if detail.Unpack(retry):
+            return float(retry.retry_delay.ToNanoseconds()) / 1e9
+    return None

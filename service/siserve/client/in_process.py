@@ -62,6 +62,6 @@ class InProcess:
         """
         started = time.perf_counter()
         model = self._models.find(request.model)
-        job = model.submit(request)
+        job = model.submit(model.check(request))
         message = model.reply(job.seed, job.result.result())
         return Answer.from_message(message, time.perf_counter() - started)

@@ -74,9 +74,40 @@ def serve(
         int,
         typer.Option(min=1, envvar="SISERVE_MAX_TEXT_BYTES", help="Most text of a context."),
     ] = 16384,
-    max_queue: Annotated[
-        int, typer.Option(min=1, envvar="SISERVE_MAX_QUEUE", help="Most requests that wait.")
+    max_name_bytes: Annotated[
+        int,
+        typer.Option(min=1, envvar="SISERVE_MAX_NAME_BYTES", help="Longest name in a request."),
     ] = 256,
+    max_tokens: Annotated[
+        int,
+        typer.Option(min=1, envvar="SISERVE_MAX_TOKENS", help="Longest response, at most."),
+    ] = 4096,
+    max_message_bytes: Annotated[
+        int,
+        typer.Option(min=1024, envvar="SISERVE_MAX_MESSAGE_BYTES", help="Largest message."),
+    ] = 2 << 20,
+    max_metadata_bytes: Annotated[
+        int,
+        typer.Option(min=1024, envvar="SISERVE_MAX_METADATA_BYTES", help="Headers of a call."),
+    ] = 16 << 10,
+    max_streams: Annotated[
+        int,
+        typer.Option(min=1, envvar="SISERVE_MAX_STREAMS", help="Calls at once on a connection."),
+    ] = 256,
+    idle_seconds: Annotated[
+        float,
+        typer.Option(min=0.1, envvar="SISERVE_IDLE_SECONDS", help="Idle connections are closed."),
+    ] = 300.0,
+    handshake_seconds: Annotated[
+        float,
+        typer.Option(
+            min=0.1, envvar="SISERVE_HANDSHAKE_SECONDS", help="Silent connections are closed."
+        ),
+    ] = 5.0,
+    max_queue_rows: Annotated[
+        int,
+        typer.Option(min=1, envvar="SISERVE_MAX_QUEUE_ROWS", help="Most responses that wait."),
+    ] = 1024,
     max_rows: Annotated[
         int, typer.Option(min=1, envvar="SISERVE_MAX_ROWS", help="Most responses in one batch.")
     ] = 128,
@@ -89,6 +120,20 @@ def serve(
             help="Candidates for each response of a request with diversity; all in one batch.",
         ),
     ] = 6,
+    rate: Annotated[
+        float,
+        typer.Option(
+            min=0, envvar="SISERVE_RATE", help="Responses a second of each caller; 0 = any."
+        ),
+    ] = 0.0,
+    burst: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            envvar="SISERVE_BURST",
+            help="Responses at once after a pause, where a rate holds.",
+        ),
+    ] = 256,
     drain_seconds: Annotated[
         float,
         typer.Option(
@@ -108,8 +153,9 @@ def serve(
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     # gRPC's C core would add lines of its own to an error that is told in one.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    from siserve.serving.admission import RateLimit
     from siserve.serving.engine import EngineOptions
-    from siserve.serving.options import ServerOptions
+    from siserve.serving.options import ConnectionLimits, ServerOptions
     from siserve.serving.requests import RequestLimits
     from siserve.serving.server import run_server
 
@@ -123,8 +169,12 @@ def serve(
         threads=threads,
         drain_seconds=drain_seconds,
         reflection=reflection,
-        limits=RequestLimits(max_responses, max_turns, max_text_bytes),
-        engine=EngineOptions(max_queue, max_rows, oversample=oversample),
+        limits=RequestLimits(max_responses, max_turns, max_text_bytes, max_name_bytes, max_tokens),
+        engine=EngineOptions(max_queue_rows, max_rows, oversample=oversample),
+        connections=ConnectionLimits(
+            max_message_bytes, max_metadata_bytes, max_streams, idle_seconds, handshake_seconds
+        ),
+        rate=RateLimit(rate, burst),
     )
     return run_server(options, _announce)
 

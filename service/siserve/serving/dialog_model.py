@@ -64,24 +64,29 @@ class DialogModel:
         """The model's name, without its version."""
         return self.bundle.manifest.name
 
-    def submit(
-        self, message: dialog_pb2.GenerateResponsesRequest, deadline: float = float("inf")
-    ) -> Job:
-        """Check a request and hand it to the engine.
+    def check(self, message: dialog_pb2.GenerateResponsesRequest) -> GenerationRequest:
+        """Check every field of a request and fill in what it leaves out.
+
+        Raises:
+            InvalidRequest: if a field breaks a limit.
+        """
+        return check_request(message, self.bundle.manifest, self.limits)
+
+    def submit(self, request: GenerationRequest, deadline: float = float("inf")) -> Job:
+        """Hand a request to the engine.
 
         Args:
-            message: the request.
+            request: one that was checked.
             deadline: time.monotonic() after which nobody waits.
 
         Returns:
             The job; its `result` is the future generation.
 
         Raises:
-            InvalidRequest: if a field breaks a limit.
-            QueueFull: if too many requests wait.
+            DeadlinePassed: if nobody waits any more.
+            QueueFull: if too many responses wait.
             ShuttingDown: if no more requests are taken.
         """
-        request = check_request(message, self.bundle.manifest, self.limits)
         job = self._job(request, deadline)
         self.engine.submit(job)
         return job
@@ -121,13 +126,13 @@ class DialogModel:
                 max_turns=limits.max_turns,
                 max_text_bytes=limits.max_text_bytes,
                 max_name_bytes=limits.max_name_bytes,
-                max_tokens=manifest.limits.response_tokens,
+                max_tokens=limits.tokens_of(manifest),
             ),
             defaults=dialog_pb2.SamplingDefaults(
                 temperature=manifest.sampling.temperature,
                 top_k=manifest.sampling.top_k,
                 top_p=manifest.sampling.top_p,
-                max_tokens=manifest.sampling.max_tokens,
+                max_tokens=min(manifest.sampling.max_tokens, limits.tokens_of(manifest)),
                 n=min(DEFAULT_N, limits.max_responses),
             ),
             metrics=manifest.metrics,

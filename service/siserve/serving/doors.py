@@ -16,62 +16,21 @@ import grpc
 from google.protobuf import message_factory
 from google.protobuf.message import Message
 
-from siserve.serving.errors import (
-    DeadlinePassed,
-    InvalidRequest,
-    QueueFull,
-    RequestCancelled,
-    RequestError,
-    ShuttingDown,
-    UnknownModel,
-)
+from siserve.serving.calls import Call, OpenCalls
+from siserve.serving.errors import DeadlinePassed, RequestError
 from siserve.serving.metrics import Metrics
 from siserve.serving.requests import parse
+from siserve.serving.status import code_of, details_of
 from siserve.v1 import dialog_pb2
 
-__all__ = ["SERVICE", "Context", "OpenCalls", "dialog_handler", "time_remaining"]
+__all__ = ["SERVICE", "dialog_handler"]
 
 SERVICE = dialog_pb2.DESCRIPTOR.services_by_name["DialogService"].full_name
 
-_STATUS: dict[type[RequestError], grpc.StatusCode] = {
-    InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
-    UnknownModel: grpc.StatusCode.NOT_FOUND,
-    QueueFull: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    ShuttingDown: grpc.StatusCode.UNAVAILABLE,
-    DeadlinePassed: grpc.StatusCode.DEADLINE_EXCEEDED,
-    RequestCancelled: grpc.StatusCode.CANCELLED,
-}
 _log = logging.getLogger(__name__)
 
 Context = grpc.aio.ServicerContext[Any, Any]
-Call = Callable[[Any, Context], Awaitable[Message]]
-
-
-class OpenCalls:
-    """Counts the calls whose answer is not sent yet, so that a drain knows when it is done."""
-
-    def __init__(self) -> None:
-        """Begin with none, and open to more."""
-        self.number = 0
-        self._is_closed = False
-
-    def close(self) -> None:
-        """Refuse every call from now on."""
-        self._is_closed = True
-
-    def add(self, context: Context) -> None:
-        """Count a call until its status has been sent.
-
-        Raises:
-            ShuttingDown: after close().
-        """
-        self.number += 1
-        context.add_done_callback(self._done)  # type: ignore[arg-type]
-        if self._is_closed:
-            raise ShuttingDown("the server is shutting down; ask another one")
-
-    def _done(self, _: object) -> None:
-        self.number -= 1
+Answer = Callable[[Any, Call], Awaitable[Message]]
 
 
 def dialog_handler(
@@ -105,18 +64,20 @@ def dialog_handler(
 
 
 def _door(
-    name: str, kind: type[Message], call: Call, metrics: Metrics, calls: OpenCalls
+    name: str, kind: type[Message], answer: Answer, metrics: Metrics, calls: OpenCalls
 ) -> Callable[[bytes, Context], Awaitable[bytes]]:
-    async def answer(serialized: bytes, context: Context) -> bytes:
+    async def pass_through(serialized: bytes, context: Context) -> bytes:
         started = time.perf_counter()
         code = grpc.StatusCode.OK
+        context.add_done_callback(lambda _: calls.end())  # type: ignore[arg-type]
         try:
-            calls.add(context)
-            reply = await call(parse(kind, serialized), context)
+            calls.begin()
+            call = _call(context)
+            reply = await answer(parse(kind, serialized), call)
             return reply.SerializeToString()
         except RequestError as error:
-            code = _STATUS[type(error)]
-            await _abort(context, code, str(error))
+            code = code_of(error)
+            await _abort(context, code, str(error), details_of(error))
         except asyncio.CancelledError:
             code = _reason_of_cancel(context)
             raise
@@ -127,22 +88,36 @@ def _door(
         finally:
             metrics.call_answered(name, code.name, time.perf_counter() - started)
 
-    return answer
+    return pass_through
 
 
-async def _abort(context: Context, code: grpc.StatusCode, text: str) -> NoReturn:
-    await context.abort(code, text)
+def _call(context: Context) -> Call:
+    remaining = _time_remaining(context)
+    if remaining is None:
+        return Call()
+    if remaining <= 0:
+        raise DeadlinePassed("the deadline had passed when the request came")
+    return Call(deadline=time.monotonic() + remaining)
+
+
+async def _abort(
+    context: Context,
+    code: grpc.StatusCode,
+    text: str,
+    details: tuple[tuple[str, bytes], ...] = (),
+) -> NoReturn:
+    await context.abort(code, text, details)
     raise AssertionError("abort raises")
 
 
 def _reason_of_cancel(context: Context) -> grpc.StatusCode:
     """grpc.aio cancels the handler both when the client gives up and when its deadline passes."""
-    remaining = time_remaining(context)
+    remaining = _time_remaining(context)
     if remaining is not None and remaining <= 0:
         return grpc.StatusCode.DEADLINE_EXCEEDED
     return grpc.StatusCode.CANCELLED
 
 
-def time_remaining(context: Context) -> float | None:
+def _time_remaining(context: Context) -> float | None:
     """Seconds until the client's deadline; None if it set none."""
     return cast("float | None", context.time_remaining())

@@ -33,13 +33,13 @@ class EngineOptions:
     """How much the engine takes on at once.
 
     Attributes:
-        max_queue: most jobs that wait.
+        max_queue_rows: most rows that wait, unless one job alone takes more.
         max_rows: most rows in flight, unless one job alone takes more.
         chunk_steps: steps between two looks at who is done and who waits.
         oversample: candidates for each response of a job with diversity, within `max_rows`.
     """
 
-    max_queue: int = 256
+    max_queue_rows: int = 1024
     max_rows: int = 128
     chunk_steps: int = 4
     oversample: int = 6
@@ -60,8 +60,8 @@ class EngineOptions:
 class Observer(Protocol):
     """Hears what the engine does, in the engine's thread."""
 
-    def queue_changed(self, requests: int) -> None:
-        """`requests` wait now."""
+    def queue_changed(self, requests: int, rows: int) -> None:
+        """`requests` wait now, which will take `rows` rows."""
 
     def rows_changed(self, rows: int) -> None:
         """`rows` are in flight now."""
@@ -82,6 +82,8 @@ class Engine:
         self._options = options
         self._observer = observer
         self._waiting: deque[Job] = deque()
+        self._waiting_rows = 0
+        self._pace = _Pace()
         self._wake = threading.Condition()
         self._accepts = True
         self._running: list[Flight] = []
@@ -95,22 +97,38 @@ class Engine:
         """Queue a job.
 
         Raises:
-            QueueFull: if as many jobs wait as may wait.
+            DeadlinePassed: if nobody waits for it any more.
+            QueueFull: if as many rows wait as may wait; it tells when there will be room.
             ShuttingDown: after stop().
         """
+        rows = self._options.rows_of(job)
         with self._wake:
             if not self._accepts:
                 raise ShuttingDown("the server is shutting down; ask another one")
-            if len(self._waiting) >= self._options.max_queue:
+            job.submitted = time.monotonic()
+            if job.submitted > job.deadline:
+                raise DeadlinePassed("the deadline had passed when the request came")
+            if self._is_full_for(rows):
+                self._drop_abandoned_waiting()
+            if self._is_full_for(rows):
                 raise QueueFull(
-                    f"{self._options.max_queue} requests wait already; try again shortly"
+                    f"{self._waiting_rows} responses wait already",
+                    self._pace.seconds_for(self._waiting_rows),
                 )
             job.result.set_running_or_notify_cancel()  # who awaits it cannot take it back now
-            job.submitted = time.monotonic()
             self._waiting.append(job)
-            self._observer.queue_changed(len(self._waiting))
+            self._queue_changed(rows)
             self._wake.notify()
         return job.result
+
+    def _is_full_for(self, rows: int) -> bool:
+        """Say whether rows find no room in the queue; in an empty one any number does."""
+        limit = self._options.max_queue_rows
+        return bool(self._waiting) and self._waiting_rows + rows > limit
+
+    def _queue_changed(self, rows: int) -> None:
+        self._waiting_rows += rows
+        self._observer.queue_changed(len(self._waiting), self._waiting_rows)
 
     def stop(self, finish: bool = True) -> None:
         """Take no more jobs and end the thread.
@@ -153,7 +171,7 @@ class Engine:
                 if self._running and rows + needed > self._options.max_rows:
                     return
                 job = self._waiting.popleft()
-                self._observer.queue_changed(len(self._waiting))
+                self._queue_changed(-needed)
             if _settle_abandoned(job):
                 continue
             try:
@@ -164,6 +182,15 @@ class Engine:
 
     def _drop_abandoned(self) -> None:
         self._running = [flight for flight in self._running if not _settle_abandoned(flight.job)]
+        with self._wake:
+            self._drop_abandoned_waiting()
+
+    def _drop_abandoned_waiting(self) -> None:
+        """Give the places of jobs that nobody waits for to others."""
+        left = [job for job in self._waiting if not _settle_abandoned(job)]
+        if len(left) < len(self._waiting):
+            self._waiting = deque(left)
+            self._queue_changed(sum(map(self._options.rows_of, left)) - self._waiting_rows)
 
     def _decode_chunk(self) -> None:
         flights = self._running
@@ -192,9 +219,27 @@ class Engine:
             first += flight.num_rows
             flight.take(tokens[:, rows], log_probs[:, rows], state[rows], seconds)
         self._running = [flight for flight in flights if flight.num_rows]
+        self._pace.observe(num_rows - sum(flight.num_rows for flight in flights), seconds)
         for flight in flights:
             if not flight.num_rows:
                 flight.job.result.set_result(flight.generation())
+
+
+class _Pace:
+    """How fast rows leave, as a mean over the last hundred chunks or so."""
+
+    def __init__(self) -> None:
+        """Begin with a guess."""
+        self._rows, self._seconds = 100.0, 0.5
+
+    def observe(self, rows: int, seconds: float) -> None:
+        """Take in a chunk: how many rows left after it and how long it took."""
+        self._rows = 0.99 * self._rows + rows
+        self._seconds = 0.99 * self._seconds + seconds
+
+    def seconds_for(self, rows: int) -> float:
+        """Estimate when as many rows will have left, within 0.05 to 10 seconds."""
+        return min(10.0, max(0.05, rows * self._seconds / max(self._rows, 0.01)))
 
 
 def _settle_abandoned(job: Job) -> bool:

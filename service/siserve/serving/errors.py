@@ -4,7 +4,9 @@ SiserveError
 └── RequestError
     ├── InvalidRequest   a field breaks a limit: INVALID_ARGUMENT
     ├── UnknownModel     no such model is served: NOT_FOUND
-    ├── QueueFull        too many requests wait: RESOURCE_EXHAUSTED
+    ├── TryLater         the message says when: RESOURCE_EXHAUSTED
+    │   ├── QueueFull    too many responses wait to be decoded
+    │   └── RateExceeded the caller asks for more than its share
     ├── ShuttingDown     the server takes no more requests: UNAVAILABLE
     ├── DeadlinePassed   the client's deadline came first: DEADLINE_EXCEEDED
     └── RequestCancelled the client gave up: CANCELLED
@@ -18,9 +20,11 @@ __all__ = [
     "DeadlinePassed",
     "InvalidRequest",
     "QueueFull",
+    "RateExceeded",
     "RequestCancelled",
     "RequestError",
     "ShuttingDown",
+    "TryLater",
     "UnknownModel",
 ]
 
@@ -34,6 +38,7 @@ class InvalidRequest(RequestError):
 
     Attributes:
         field: path of the field, as in ``context[3].text``.
+        problem: what is wrong with it.
     """
 
     exit_code = 2
@@ -42,6 +47,7 @@ class InvalidRequest(RequestError):
         """Begin the message with the field, as the contract says."""
         super().__init__(f"{field}: {problem}")
         self.field = field
+        self.problem = problem
 
 
 class UnknownModel(RequestError):
@@ -50,8 +56,25 @@ class UnknownModel(RequestError):
     exit_code = 2
 
 
-class QueueFull(RequestError):
-    """As many requests wait as may wait."""
+class TryLater(RequestError):
+    """Nothing is wrong with the request but its moment.
+
+    Attributes:
+        retry_after_s: when it is worth another try, in seconds from now.
+    """
+
+    def __init__(self, problem: str, retry_after_s: float) -> None:
+        """End the message with the time to wait."""
+        super().__init__(f"{problem}; try again in {retry_after_s:.2g} s")
+        self.retry_after_s = retry_after_s
+
+
+class QueueFull(TryLater):
+    """As many responses wait as may wait."""
+
+
+class RateExceeded(TryLater):
+    """The caller has used up what it may ask for."""
 
 
 class ShuttingDown(RequestError):

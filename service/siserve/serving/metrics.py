@@ -68,6 +68,9 @@ class Metrics:
         self._queue_requests = Gauge(
             "siserve_queue_requests", "Requests that wait for the decoder.", registry=registry
         )
+        self._queue_rows = Gauge(
+            "siserve_queue_rows", "Responses that waiting requests ask for.", registry=registry
+        )
         self._distinct = tuple(
             Histogram(
                 f"siserve_distinct_{order}_ratio",
@@ -94,7 +97,9 @@ class Metrics:
 
     def engine_observer(self) -> EngineGauges:
         """Make the observer of one engine; gauges add up over engines."""
-        return EngineGauges(self._queue_requests, self._inflight_rows, self._batch_rows)
+        return EngineGauges(
+            self._queue_requests, self._queue_rows, self._inflight_rows, self._batch_rows
+        )
 
     def model_loaded(self, model: DialogModel) -> None:
         """Announce a served model, with all its counters at zero."""
@@ -124,15 +129,16 @@ class Metrics:
 class EngineGauges:
     """What one engine adds to the gauges that all engines share."""
 
-    def __init__(self, queue: Gauge, rows: Gauge, batch: Histogram) -> None:
+    def __init__(self, queue: Gauge, queue_rows: Gauge, rows: Gauge, batch: Histogram) -> None:
         """Begin with nothing waiting and nothing in flight."""
-        self._queue, self._rows, self._batch = queue, rows, batch
-        self._num_waiting = self._num_rows = 0
+        self._queue, self._queue_rows, self._rows, self._batch = queue, queue_rows, rows, batch
+        self._num_waiting = self._num_waiting_rows = self._num_rows = 0
 
-    def queue_changed(self, requests: int) -> None:
-        """Set how many requests wait."""
+    def queue_changed(self, requests: int, rows: int) -> None:
+        """Set how many requests wait, and for how many rows."""
         self._queue.inc(requests - self._num_waiting)
-        self._num_waiting = requests
+        self._queue_rows.inc(rows - self._num_waiting_rows)
+        self._num_waiting, self._num_waiting_rows = requests, rows
 
     def rows_changed(self, rows: int) -> None:
         """Set how many rows are in flight."""

@@ -5,11 +5,37 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from siserve.serving.admission import RateLimit
 from siserve.serving.engine import EngineOptions
 from siserve.serving.requests import RequestLimits
 from siserve.serving.sessions import Device
 
-__all__ = ["ServerOptions"]
+__all__ = ["ConnectionLimits", "ServerOptions"]
+
+
+@dataclass(frozen=True)
+class ConnectionLimits:
+    """What a connection may take of the server.
+
+    Attributes:
+        max_message_bytes: the library refuses a larger message unread.
+        max_metadata_bytes: of the headers of a call.
+        max_streams: calls at a time.
+        idle_seconds: a connection without a call is closed after this time.
+        handshake_seconds: one that has not said what it wants is closed after this time.
+    """
+
+    max_message_bytes: int = 2 << 20
+    max_metadata_bytes: int = 16 << 10
+    max_streams: int = 256
+    idle_seconds: float = 300.0
+    handshake_seconds: float = 5.0
+
+    def __post_init__(self) -> None:
+        """Refuse limits under which no connection could live."""
+        for name, value in vars(self).items():
+            if not value > 0:
+                raise ValueError(f"{name} must be more than 0, got {value}")
 
 
 @dataclass(frozen=True)
@@ -34,3 +60,10 @@ class ServerOptions:
     reflection: bool = True
     limits: RequestLimits = field(default_factory=RequestLimits)
     engine: EngineOptions = field(default_factory=EngineOptions)
+    connections: ConnectionLimits = field(default_factory=ConnectionLimits)
+    rate: RateLimit = field(default_factory=RateLimit)
+
+    @property
+    def message_bytes(self) -> int:
+        """Largest message: a request whose text is too long is still read, to say what is wrong."""
+        return max(self.connections.max_message_bytes, 4 * self.limits.max_text_bytes)

@@ -32,12 +32,17 @@ class RequestLimits:
     max_turns: int = 64
     max_text_bytes: int = 16 << 10
     max_name_bytes: int = 256
+    max_tokens: int = 4096
 
     def __post_init__(self) -> None:
         """Refuse limits under which no request could pass."""
         for name, value in vars(self).items():
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+
+    def tokens_of(self, manifest: Manifest) -> int:
+        """Longest response of a model: what it was trained for, within the server's own limit."""
+        return min(self.max_tokens, manifest.limits.response_tokens)
 
 
 @dataclass(frozen=True)
@@ -101,11 +106,11 @@ def check_request(
     Raises:
         InvalidRequest: naming the first field that breaks a limit.
     """
-    n = _number(message, "n", DEFAULT_N, 1, limits.max_responses)
+    n = _number(message, "n", min(DEFAULT_N, limits.max_responses), 1, limits.max_responses)
     _check_context(message, limits)
     for name in ("responder", "topic", "model"):
         _check_size(name, getattr(message, name), limits.max_name_bytes)
-    defaults = manifest.sampling
+    defaults, most_tokens = manifest.sampling, limits.tokens_of(manifest)
     turns = tuple(Turn(utterance.speaker, utterance.text) for utterance in message.context)
     return GenerationRequest(
         turns=turns,
@@ -117,7 +122,7 @@ def check_request(
         top_k=_number(message, "top_k", defaults.top_k, 0, manifest.sizes.vocabulary),
         top_p=_top_p(message, defaults.top_p),
         max_tokens=_number(
-            message, "max_tokens", defaults.max_tokens, 1, manifest.limits.response_tokens
+            message, "max_tokens", min(defaults.max_tokens, most_tokens), 1, most_tokens
         ),
         diversity=_diversity(message),
     )

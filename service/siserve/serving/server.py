@@ -13,8 +13,9 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from siserve.bundle.errors import SiserveError
+from siserve.serving.calls import OpenCalls
 from siserve.serving.dialog_model import DialogModel, load_model
-from siserve.serving.doors import SERVICE, OpenCalls, dialog_handler
+from siserve.serving.doors import SERVICE, dialog_handler
 from siserve.serving.metrics import Metrics, serve_metrics
 from siserve.serving.models import Models, embedded_bundle
 from siserve.serving.options import ServerOptions
@@ -29,15 +30,6 @@ NOTICE_SECONDS = 0.2
 #: Streams that are open when the last call has ended get this long.
 STREAM_SECONDS = 0.3
 
-#: Above it the library refuses a message unread; a request of this size is refused by its text.
-MAX_MESSAGE_BYTES = 2 << 20
-_CHANNEL_OPTIONS = [
-    ("grpc.max_metadata_size", 16 << 10),
-    ("grpc.max_concurrent_streams", 256),
-    ("grpc.max_connection_idle_ms", 300_000),
-    ("grpc.server_handshake_timeout_ms", 5_000),
-    ("grpc.so_reuseport", 0),  # a port that is taken is an error, not a second server
-]
 _log = logging.getLogger(__name__)
 
 
@@ -87,16 +79,13 @@ async def _serve(options: ServerOptions, announce: Callable[[str], None]) -> int
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, signals.put_nowait, number)
     metrics = Metrics()
-    message_bytes = max(MAX_MESSAGE_BYTES, 4 * options.limits.max_text_bytes)
-    server = grpc.aio.server(
-        options=[*_CHANNEL_OPTIONS, ("grpc.max_receive_message_length", message_bytes)]
-    )
+    server = grpc.aio.server(options=_channel_options(options))
     port = _bind(server, options)  # before the models load: a taken port is told at once
     scraped = serve_metrics(metrics, options.metrics_host, options.metrics_port)
     try:
         models = await asyncio.to_thread(load_models, options, metrics)
         calls = OpenCalls()
-        servicer = DialogServicer(models, metrics)
+        servicer = DialogServicer(models, metrics, options)
         server.add_generic_rpc_handlers((dialog_handler(servicer, metrics, calls),))
         health_service = _add_standard_services(server, options.reflection)
         await server.start()
@@ -117,6 +106,18 @@ async def _serve(options: ServerOptions, announce: Callable[[str], None]) -> int
         return 0 if in_time else 1
     finally:
         scraped.stop()
+
+
+def _channel_options(options: ServerOptions) -> list[tuple[str, int]]:
+    limits = options.connections
+    return [
+        ("grpc.max_receive_message_length", options.message_bytes),
+        ("grpc.max_metadata_size", limits.max_metadata_bytes),
+        ("grpc.max_concurrent_streams", limits.max_streams),
+        ("grpc.max_connection_idle_ms", round(1000 * limits.idle_seconds)),
+        ("grpc.server_handshake_timeout_ms", round(1000 * limits.handshake_seconds)),
+        ("grpc.so_reuseport", 0),  # a port that is taken is an error, not a second server
+    ]
 
 
 async def _drain(server: grpc.aio.Server, calls: OpenCalls, seconds: float) -> bool:

@@ -108,6 +108,30 @@ class RequestLimits(_message.Message):
     max_tokens: int
     def __init__(self, max_responses: _Optional[int] = ..., max_turns: _Optional[int] = ..., max_text_bytes: _Optional[int] = ..., max_name_bytes: _Optional[int] = ..., max_tokens: _Optional[int] = ...) -> None: ...
 
+class ServerLimits(_message.Message):
+    __slots__ = ("max_message_bytes", "max_metadata_bytes", "max_streams", "idle_seconds", "handshake_seconds", "max_queue_rows", "max_rows", "oversample", "responses_per_second", "burst_responses")
+    MAX_MESSAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MAX_METADATA_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MAX_STREAMS_FIELD_NUMBER: _ClassVar[int]
+    IDLE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    HANDSHAKE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    MAX_QUEUE_ROWS_FIELD_NUMBER: _ClassVar[int]
+    MAX_ROWS_FIELD_NUMBER: _ClassVar[int]
+    OVERSAMPLE_FIELD_NUMBER: _ClassVar[int]
+    RESPONSES_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
+    BURST_RESPONSES_FIELD_NUMBER: _ClassVar[int]
+    max_message_bytes: int
+    max_metadata_bytes: int
+    max_streams: int
+    idle_seconds: float
+    handshake_seconds: float
+    max_queue_rows: int
+    max_rows: int
+    oversample: int
+    responses_per_second: float
+    burst_responses: int
+    def __init__(self, max_message_bytes: _Optional[int] = ..., max_metadata_bytes: _Optional[int] = ..., max_streams: _Optional[int] = ..., idle_seconds: _Optional[float] = ..., handshake_seconds: _Optional[float] = ..., max_queue_rows: _Optional[int] = ..., max_rows: _Optional[int] = ..., oversample: _Optional[int] = ..., responses_per_second: _Optional[float] = ..., burst_responses: _Optional[int] = ...) -> None: ...
+
 class SamplingDefaults(_message.Message):
     __slots__ = ("temperature", "top_k", "top_p", "max_tokens", "n")
     TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
@@ -123,7 +147,7 @@ class SamplingDefaults(_message.Message):
     def __init__(self, temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., max_tokens: _Optional[int] = ..., n: _Optional[int] = ...) -> None: ...
 
 class GetModelResponse(_message.Message):
-    __slots__ = ("name", "version", "method", "created", "sha256", "device", "num_parameters", "vocabulary_size", "context_utterances", "topics", "limits", "defaults", "metrics")
+    __slots__ = ("name", "version", "method", "created", "sha256", "device", "num_parameters", "vocabulary_size", "context_utterances", "topics", "limits", "defaults", "metrics", "server_limits")
     class MetricsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -144,6 +168,7 @@ class GetModelResponse(_message.Message):
     LIMITS_FIELD_NUMBER: _ClassVar[int]
     DEFAULTS_FIELD_NUMBER: _ClassVar[int]
     METRICS_FIELD_NUMBER: _ClassVar[int]
+    SERVER_LIMITS_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: str
     method: str
@@ -157,4 +182,5 @@ class GetModelResponse(_message.Message):
     limits: RequestLimits
     defaults: SamplingDefaults
     metrics: _containers.ScalarMap[str, float]
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., method: _Optional[str] = ..., created: _Optional[str] = ..., sha256: _Optional[str] = ..., device: _Optional[str] = ..., num_parameters: _Optional[int] = ..., vocabulary_size: _Optional[int] = ..., context_utterances: _Optional[int] = ..., topics: _Optional[_Iterable[str]] = ..., limits: _Optional[_Union[RequestLimits, _Mapping]] = ..., defaults: _Optional[_Union[SamplingDefaults, _Mapping]] = ..., metrics: _Optional[_Mapping[str, float]] = ...) -> None: ...
+    server_limits: ServerLimits
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., method: _Optional[str] = ..., created: _Optional[str] = ..., sha256: _Optional[str] = ..., device: _Optional[str] = ..., num_parameters: _Optional[int] = ..., vocabulary_size: _Optional[int] = ..., context_utterances: _Optional[int] = ..., topics: _Optional[_Iterable[str]] = ..., limits: _Optional[_Union[RequestLimits, _Mapping]] = ..., defaults: _Optional[_Union[SamplingDefaults, _Mapping]] = ..., metrics: _Optional[_Mapping[str, float]] = ..., server_limits: _Optional[_Union[ServerLimits, _Mapping]] = ...) -> None: ...

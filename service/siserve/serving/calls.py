@@ -1,0 +1,49 @@
+"""A call as the servicer sees it, whichever door it came through, and the calls that are open."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from siserve.serving.errors import ShuttingDown
+
+__all__ = ["Call", "OpenCalls"]
+
+
+@dataclass(frozen=True)
+class Call:
+    """Who asks, and how long they wait.
+
+    Attributes:
+        caller: a name that the server knows the caller by; "" = anybody.
+        deadline: time.monotonic() after which nobody waits for the answer.
+    """
+
+    caller: str = ""
+    deadline: float = float("inf")
+
+
+class OpenCalls:
+    """Counts the calls whose answer is not sent yet, so that a drain knows when it is done."""
+
+    def __init__(self) -> None:
+        """Begin with none, and open to more."""
+        self.number = 0
+        self._is_closed = False
+
+    def close(self) -> None:
+        """Refuse every call from now on."""
+        self._is_closed = True
+
+    def begin(self) -> None:
+        """Count a call until end().
+
+        Raises:
+            ShuttingDown: after close(); it is counted all the same.
+        """
+        self.number += 1
+        if self._is_closed:
+            raise ShuttingDown("the server is shutting down; ask another one")
+
+    def end(self) -> None:
+        """Count a call no more."""
+        self.number -= 1
