@@ -49,6 +49,14 @@ NOISE = {
     "L_100": "bound_at_100",
 }
 
+#: Metrics whose standard error over pairs is shown where there is one training seed.
+_STD_ERRORS = {
+    "recall_at_1_of_10": "recall_at_1_of_10_std_error",
+    "recall_at_1_of_20": "recall_at_1_of_20_std_error",
+    "prior_log_p_x": "prior_std_error",
+    "iw_log_p_x": "iw_std_error",
+}
+
 
 def results_page(
     measured: Sequence[MeasuredRow],
@@ -122,7 +130,9 @@ def _head(first: dict[str, float], facts: dict[str, Any]) -> str:
         f"temperature {first['temperature']:g}: a response follows from its latent alone. "
         f"Likelihoods on {first['pairs']:.0f} pairs with S = {first['prior_samples']:.0f}, "
         f"R@1 with S = {first['ranking_samples']:.0f}. Where two numbers stand in a cell, the "
-        "second is half of the 95 % interval over training seeds. Rows in italics are the "
+        "second is half of the 95 % interval over training seeds; with one seed, a number in "
+        "brackets is the standard error over pairs, which are the same for all rows. Rows in "
+        "italics are the "
         "paper's own; they were measured on another training split (twice as many conversations), "
         "with other word vectors, and the paper names neither NLTK's version nor what it did with "
         "words after the end mark."
@@ -168,6 +178,8 @@ def _cell(row: MeasuredRow, name: str) -> str:
     value = f"{row.values[name]:.{places}f}"
     if name in row.half_widths:
         value += f" ± {row.half_widths[name]:.{places}f}"
+    elif (error := row.values.get(_STD_ERRORS.get(name, ""))) is not None:
+        value += f" ({error:.{places}f})"
     return value
 
 
