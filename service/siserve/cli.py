@@ -16,6 +16,7 @@ __all__ = ["main", "run"]
 _SERVING = {
     "serve": "serve a model over gRPC",
     "verify": "check a bundle",
+    "key": "make an API key for a server",
 }
 _CLIENT = {
     "ask": "ask a server, or the embedded model",

@@ -15,7 +15,7 @@ import pytest
 from bundle_factory import tiny_bundle
 from siserve.bundle import open_bundle
 from siserve.bundle.manifest import Manifest
-from siserve.client import Client
+from siserve.client import Client, Credentials
 from siserve.serving.sessions import Sessions, load_sessions
 
 
@@ -44,8 +44,8 @@ class RunningServer:
     lines: list[str]
     log: list[str]
 
-    def client(self, timeout_s: float = 30.0) -> Client:
-        return Client(self.address, timeout_s)
+    def client(self, timeout_s: float = 30.0, credentials: Credentials | None = None) -> Client:
+        return Client(self.address, timeout_s, credentials)
 
     def channel(self) -> grpc.Channel:
         return grpc.insecure_channel(self.address)

@@ -2,6 +2,7 @@
 
 import socket
 import time
+from typing import cast
 
 import grpc
 import pytest
@@ -98,7 +99,7 @@ def test_a_wrong_field_is_named_in_the_status_details(server):
         stub = dialog_pb2_grpc.DialogServiceStub(channel)
         with pytest.raises(grpc.RpcError) as refused:
             stub.GenerateResponses(make_request(DIALOG, n=0), timeout=20)
-    status = rpc_status.from_call(refused.value)
+    status = rpc_status.from_call(cast(grpc.Call, refused.value))
     bad = BadRequest()
     assert status is not None and status.details[0].Unpack(bad)
     (violation,) = bad.field_violations

@@ -2,5 +2,6 @@
 
 from siserve.client.answer import Answer, Reply, Timings
 from siserve.client.client import Client, ClientError
+from siserve.client.credentials import Credentials
 
-__all__ = ["Answer", "Client", "ClientError", "Reply", "Timings"]
+__all__ = ["Answer", "Client", "ClientError", "Credentials", "Reply", "Timings"]

@@ -61,6 +61,19 @@ def ask(
         Path | None,
         typer.Option(metavar="DIR", help="Without --address: a bundle [the embedded one]."),
     ] = None,
+    key: Annotated[
+        str, typer.Option(envvar="SISERVE_KEY", help="API key, best given by its variable.")
+    ] = "",
+    tls: Annotated[bool, typer.Option("--tls", help="Encrypt; trust what the machine trusts.")] = (
+        False
+    ),
+    tls_ca: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Encrypt; trust these authorities.")
+    ] = None,
+    tls_cert: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Certificate of this client.")
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option(metavar="FILE", help="Its private key.")] = None,
     timeout: Annotated[float, typer.Option(min=0.001, help="Deadline in seconds.")] = 10.0,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object and nothing else.")
@@ -96,8 +109,10 @@ def ask(
         if bundle is not None:
             raise UsageError("--bundle is for answers in this process; leave out --address")
         from siserve.client.client import Client
+        from siserve.client.credentials import Credentials
 
-        with Client(address, timeout) as client:
+        credentials = Credentials(key, tls, tls_ca, tls_cert, tls_key)
+        with Client(address, timeout, credentials) as client:
             answer = client.send(request)
     else:
         from siserve.client.in_process import InProcess

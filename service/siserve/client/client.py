@@ -14,6 +14,7 @@ from grpc_status import rpc_status
 
 from siserve.bundle.errors import SiserveError
 from siserve.client.answer import Answer, make_request
+from siserve.client.credentials import Credentials
 from siserve.v1 import dialog_pb2, dialog_pb2_grpc
 
 __all__ = ["Client", "ClientError"]
@@ -72,15 +73,29 @@ class Client:
         address: HOST:PORT, or any name that gRPC resolves (dns:///NAME:PORT spreads calls over
             all its addresses).
         timeout_s: deadline of a call, retries included.
+        credentials: a key, TLS, a certificate; by default none of them.
+
+    Raises:
+        UsageError: if a file of the credentials cannot be read.
     """
 
-    def __init__(self, address: str, timeout_s: float = 10.0) -> None:
+    def __init__(
+        self,
+        address: str,
+        timeout_s: float = 10.0,
+        credentials: Credentials | None = None,
+    ) -> None:
         """Open the channel; the connection itself is made by the first call."""
         self._address = address
         self._timeout_s = timeout_s
-        self._channel = grpc.insecure_channel(
-            address,
-            options=[("grpc.service_config", _SERVICE_CONFIG), ("grpc.enable_retries", 1)],
+        credentials = credentials or Credentials()
+        self._metadata = credentials.metadata
+        options = [("grpc.service_config", _SERVICE_CONFIG), ("grpc.enable_retries", 1)]
+        of_channel = credentials.of_channel()
+        self._channel = (
+            grpc.insecure_channel(address, options)
+            if of_channel is None
+            else grpc.secure_channel(address, of_channel, options)
         )
         stub: Any = dialog_pb2_grpc.DialogServiceStub(self._channel)  # type: ignore[no-untyped-call]
         self._stub = stub
@@ -155,7 +170,9 @@ class Client:
         """Send a request as it is; see `generate`."""
         started = time.perf_counter()
         try:
-            message = self._stub.GenerateResponses(request, timeout=self._timeout_s)
+            message = self._stub.GenerateResponses(
+                request, timeout=self._timeout_s, metadata=self._metadata
+            )
         except grpc.RpcError as error:
             raise self._failed(error) from None
         return Answer.from_message(message, time.perf_counter() - started)
@@ -169,7 +186,7 @@ class Client:
         request = dialog_pb2.GetModelRequest(model=model)
         try:
             reply: dialog_pb2.GetModelResponse = self._stub.GetModel(
-                request, timeout=self._timeout_s
+                request, timeout=self._timeout_s, metadata=self._metadata
             )
         except grpc.RpcError as error:
             raise self._failed(error) from None

@@ -10,6 +10,8 @@ from siserve.serving.errors import RateExceeded
 
 __all__ = ["RateLimit", "RateLimiter"]
 
+_MAX_BUCKETS = 4096
+
 
 @dataclass(frozen=True)
 class RateLimit:
@@ -67,7 +69,18 @@ class RateLimiter:
         tokens, then = self._buckets.get(caller, (burst, now))
         tokens = min(burst, tokens + (now - then) * rate)
         missing = min(float(responses), burst) - tokens
+        if len(self._buckets) >= _MAX_BUCKETS:
+            self._forget_full(now)
         if missing > 1e-9:
             self._buckets[caller] = (tokens, now)
             raise RateExceeded(f"more than {rate:g} responses a second were asked", missing / rate)
         self._buckets[caller] = (tokens - responses, now)
+
+    def _forget_full(self, now: float) -> None:
+        """Drop buckets that have filled up: they are as new ones."""
+        rate, burst = self._limit.responses_per_second, self._limit.burst
+        self._buckets = {
+            caller: (tokens, then)
+            for caller, (tokens, then) in self._buckets.items()
+            if tokens + (now - then) * rate < burst
+        }

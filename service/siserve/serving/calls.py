@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from siserve.serving.errors import ShuttingDown
+from siserve.serving.keys import Caller
 
 __all__ = ["Call", "OpenCalls"]
 
@@ -14,11 +15,11 @@ class Call:
     """Who asks, and how long they wait.
 
     Attributes:
-        caller: a name that the server knows the caller by; "" = anybody.
+        caller: whom the gate found.
         deadline: time.monotonic() after which nobody waits for the answer.
     """
 
-    caller: str = ""
+    caller: Caller = Caller()
     deadline: float = float("inf")
 
 

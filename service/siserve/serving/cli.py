@@ -1,4 +1,4 @@
-"""`siserve serve` and `siserve verify`; only this parser is loaded before a command runs."""
+"""`siserve serve`, `verify` and `key`; only this parser is loaded before a command runs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class _Device(StrEnum):
 
 @_app.callback()
 def _siserve() -> None:
-    """Serve a bundle, or check one."""
+    """Serve a bundle, check one, or make a key."""
 
 
 @_app.command()
@@ -140,9 +140,40 @@ def serve(
             min=0, envvar="SISERVE_DRAIN_SECONDS", help="Time for calls in flight after SIGTERM."
         ),
     ] = 30.0,
+    tls_cert: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", envvar="SISERVE_TLS_CERT", help="Certificate chain; read on change."
+        ),
+    ] = None,
+    tls_key: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", envvar="SISERVE_TLS_KEY", help="Its private key."),
+    ] = None,
+    tls_client_ca: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", envvar="SISERVE_TLS_CLIENT_CA", help="Clients need a certificate of it."
+        ),
+    ] = None,
+    insecure: Annotated[
+        bool,
+        typer.Option(
+            "--insecure", envvar="SISERVE_INSECURE", help="Serve other machines without TLS."
+        ),
+    ] = False,
+    keys_file: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", envvar="SISERVE_KEYS_FILE", help="Ask for a key; see siserve key."
+        ),
+    ] = None,
     reflection: Annotated[
-        bool, typer.Option(envvar="SISERVE_REFLECTION", help="Tell clients the API on request.")
-    ] = True,
+        bool | None,
+        typer.Option(
+            envvar="SISERVE_REFLECTION", help="Tell clients the API [on, unless keys are asked]."
+        ),
+    ] = None,
 ) -> int:
     """Serve responses over gRPC until SIGTERM or Ctrl-C; a second one stops at once.
 
@@ -158,6 +189,7 @@ def serve(
     from siserve.serving.options import ConnectionLimits, ServerOptions
     from siserve.serving.requests import RequestLimits
     from siserve.serving.server import run_server
+    from siserve.serving.tls import CertificateFiles
 
     options = ServerOptions(
         models=tuple(model),
@@ -169,6 +201,9 @@ def serve(
         threads=threads,
         drain_seconds=drain_seconds,
         reflection=reflection,
+        tls=CertificateFiles.of(tls_cert, tls_key, tls_client_ca),
+        insecure=insecure,
+        keys=keys_file,
         limits=RequestLimits(max_responses, max_turns, max_text_bytes, max_name_bytes, max_tokens),
         engine=EngineOptions(max_queue_rows, max_rows, oversample=oversample),
         connections=ConnectionLimits(
@@ -193,10 +228,29 @@ def verify(
     typer.echo(f"{manifest.full_name} is whole: {len(manifest.files) + 1} files checked")
 
 
+@_app.command()
+def key(
+    name: Annotated[str, typer.Argument(help="Whose key it is; limits and logs go by it.")],
+    file: Annotated[Path, typer.Option(metavar="FILE", help="Where its digest is added.")],
+    admin: Annotated[
+        bool, typer.Option("--admin", help="It may also load models and roll them back.")
+    ] = False,
+) -> None:
+    """Make an API key, print it once, and add its digest to a file for serve --keys-file.
+
+    To revoke a key remove its line; a running server sees that by itself.
+
+    Example: siserve key ann --file keys.txt
+    """
+    from siserve.serving.keys import add_key
+
+    typer.echo(add_key(file, name, admin))
+
+
 def _announce(line: str) -> None:
     print(line, flush=True)
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run `siserve serve` or `siserve verify`, the command's name first; return the exit code."""
+    """Run a command of this room, the command's name first; return the exit code."""
     return run_app(_app, arguments)

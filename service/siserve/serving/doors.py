@@ -18,6 +18,7 @@ from google.protobuf.message import Message
 
 from siserve.serving.calls import Call, OpenCalls
 from siserve.serving.errors import DeadlinePassed, RequestError
+from siserve.serving.gate import Gate
 from siserve.serving.metrics import Metrics
 from siserve.serving.requests import parse
 from siserve.serving.status import code_of, details_of
@@ -34,7 +35,7 @@ Answer = Callable[[Any, Call], Awaitable[Message]]
 
 
 def dialog_handler(
-    servicer: object, metrics: Metrics, calls: OpenCalls
+    servicer: object, metrics: Metrics, calls: OpenCalls, gate: Gate
 ) -> grpc.GenericRpcHandler[Any, Any]:
     """Make the handler of every unary method of the service.
 
@@ -42,6 +43,7 @@ def dialog_handler(
         servicer: has an async method for each method of the proto, by its name.
         metrics: told of each call's status and time.
         calls: told of each call's begin and end.
+        gate: says who calls, before a message is parsed.
     """
     service = dialog_pb2.DESCRIPTOR.services_by_name["DialogService"]
     return grpc.method_handlers_generic_handler(
@@ -54,6 +56,7 @@ def dialog_handler(
                     getattr(servicer, method.name),
                     metrics,
                     calls,
+                    gate,
                 ),
                 request_deserializer=None,
                 response_serializer=None,
@@ -64,7 +67,12 @@ def dialog_handler(
 
 
 def _door(
-    name: str, kind: type[Message], answer: Answer, metrics: Metrics, calls: OpenCalls
+    name: str,
+    kind: type[Message],
+    answer: Answer,
+    metrics: Metrics,
+    calls: OpenCalls,
+    gate: Gate,
 ) -> Callable[[bytes, Context], Awaitable[bytes]]:
     async def pass_through(serialized: bytes, context: Context) -> bytes:
         started = time.perf_counter()
@@ -72,7 +80,7 @@ def _door(
         context.add_done_callback(lambda _: calls.end())  # type: ignore[arg-type]
         try:
             calls.begin()
-            call = _call(context)
+            call = _call(context, gate)
             reply = await answer(parse(kind, serialized), call)
             return reply.SerializeToString()
         except RequestError as error:
@@ -91,13 +99,14 @@ def _door(
     return pass_through
 
 
-def _call(context: Context) -> Call:
+def _call(context: Context, gate: Gate) -> Call:
+    caller = gate.identify(context.invocation_metadata() or (), context.auth_context())
     remaining = _time_remaining(context)
     if remaining is None:
-        return Call()
+        return Call(caller)
     if remaining <= 0:
         raise DeadlinePassed("the deadline had passed when the request came")
-    return Call(deadline=time.monotonic() + remaining)
+    return Call(caller, time.monotonic() + remaining)
 
 
 async def _abort(

@@ -7,6 +7,7 @@ SiserveError
     ├── TryLater         the message says when: RESOURCE_EXHAUSTED
     │   ├── QueueFull    too many responses wait to be decoded
     │   └── RateExceeded the caller asks for more than its share
+    ├── Unauthenticated  no valid key: UNAUTHENTICATED
     ├── ShuttingDown     the server takes no more requests: UNAVAILABLE
     ├── DeadlinePassed   the client's deadline came first: DEADLINE_EXCEEDED
     └── RequestCancelled the client gave up: CANCELLED
@@ -25,6 +26,7 @@ __all__ = [
     "RequestError",
     "ShuttingDown",
     "TryLater",
+    "Unauthenticated",
     "UnknownModel",
 ]
 
@@ -54,6 +56,10 @@ class UnknownModel(RequestError):
     """The request names a model that is not served."""
 
     exit_code = 2
+
+
+class Unauthenticated(RequestError):
+    """The call carries no valid key; nothing tells what is wrong with it."""
 
 
 class TryLater(RequestError):

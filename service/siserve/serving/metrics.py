@@ -88,12 +88,21 @@ class Metrics:
             buckets=_TOKENS,
             registry=registry,
         )
+        self._certificate_expiry = Gauge(
+            "siserve_certificate_expiry_timestamp_seconds",
+            "End of validity of the certificate in use, since 1970; 0 without TLS.",
+            registry=registry,
+        )
         self._model_info = Gauge(
             "siserve_model_info",
             "The models that are served; always 1.",
             ["model", "version", "device"],
             registry=registry,
         )
+
+    def certificate_taken(self, expires: float) -> None:
+        """Tell when the certificate that is in use from now on expires, seconds since 1970."""
+        self._certificate_expiry.set(expires)
 
     def engine_observer(self) -> EngineGauges:
         """Make the observer of one engine; gauges add up over engines."""

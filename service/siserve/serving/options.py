@@ -9,6 +9,7 @@ from siserve.serving.admission import RateLimit
 from siserve.serving.engine import EngineOptions
 from siserve.serving.requests import RequestLimits
 from siserve.serving.sessions import Device
+from siserve.serving.tls import CertificateFiles
 
 __all__ = ["ConnectionLimits", "ServerOptions"]
 
@@ -47,6 +48,10 @@ class ServerOptions:
         port: 0 picks a free one; so does `metrics_port`.
         threads: CPU threads of one decoder run; 0 = as many as suit the machine.
         drain_seconds: how long calls in flight may take after SIGTERM.
+        reflection: None = on unless keys are asked for.
+        tls: None = in the open.
+        insecure: whether others than this machine may be served in the open.
+        keys: file of the keys that are asked for; None = everybody may call.
     """
 
     models: tuple[Path, ...] = ()
@@ -57,11 +62,19 @@ class ServerOptions:
     metrics_port: int = 9464
     threads: int = 0
     drain_seconds: float = 30.0
-    reflection: bool = True
+    reflection: bool | None = None
+    tls: CertificateFiles | None = None
+    insecure: bool = False
+    keys: Path | None = None
     limits: RequestLimits = field(default_factory=RequestLimits)
     engine: EngineOptions = field(default_factory=EngineOptions)
     connections: ConnectionLimits = field(default_factory=ConnectionLimits)
     rate: RateLimit = field(default_factory=RateLimit)
+
+    @property
+    def tells_api(self) -> bool:
+        """Whether the server tells its API by reflection."""
+        return self.keys is None if self.reflection is None else self.reflection
 
     @property
     def message_bytes(self) -> int:

@@ -16,11 +16,14 @@ from siserve.bundle.errors import SiserveError
 from siserve.serving.calls import OpenCalls
 from siserve.serving.dialog_model import DialogModel, load_model
 from siserve.serving.doors import SERVICE, dialog_handler
+from siserve.serving.gate import Gate, ReflectionGuard, check_exposure
+from siserve.serving.keys import Keyring
 from siserve.serving.metrics import Metrics, serve_metrics
 from siserve.serving.models import Models, embedded_bundle
 from siserve.serving.options import ServerOptions
 from siserve.serving.servicer import DialogServicer
 from siserve.serving.sessions import default_threads
+from siserve.serving.tls import Certificate, server_credentials
 
 __all__ = ["load_models", "run_server"]
 
@@ -79,15 +82,18 @@ async def _serve(options: ServerOptions, announce: Callable[[str], None]) -> int
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, signals.put_nowait, number)
     metrics = Metrics()
-    server = grpc.aio.server(options=_channel_options(options))
-    port = _bind(server, options)  # before the models load: a taken port is told at once
+    gate = Gate(Keyring(options.keys) if options.keys else None)
+    server = grpc.aio.server(
+        interceptors=(ReflectionGuard(gate),), options=_channel_options(options)
+    )
+    port = _bind(server, options, metrics)  # before the models load: a taken port is told at once
     scraped = serve_metrics(metrics, options.metrics_host, options.metrics_port)
     try:
         models = await asyncio.to_thread(load_models, options, metrics)
         calls = OpenCalls()
         servicer = DialogServicer(models, metrics, options)
-        server.add_generic_rpc_handlers((dialog_handler(servicer, metrics, calls),))
-        health_service = _add_standard_services(server, options.reflection)
+        server.add_generic_rpc_handlers((dialog_handler(servicer, metrics, calls, gate),))
+        health_service = _add_standard_services(server, options.tells_api)
         await server.start()
         await _set_health(health_service, health_pb2.HealthCheckResponse.SERVING)
         _log.info("metrics on http://%s:%d/metrics", options.metrics_host, scraped.port)
@@ -143,10 +149,15 @@ def _stop_all(models: tuple[DialogModel, ...], finish: bool) -> None:
         model.stop(finish)
 
 
-def _bind(server: grpc.aio.Server, options: ServerOptions) -> int:
+def _bind(server: grpc.aio.Server, options: ServerOptions, metrics: Metrics) -> int:
+    check_exposure("--host", options.host, options.tls is not None, options.insecure)
     address = _join(options.host, options.port)
     try:
-        port = server.add_insecure_port(address)
+        if options.tls is None:
+            port = server.add_insecure_port(address)
+        else:
+            certificate = Certificate(options.tls, metrics.certificate_taken)
+            port = server.add_secure_port(address, server_credentials(certificate))
     except RuntimeError:
         port = 0
     if not port:

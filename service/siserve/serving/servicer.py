@@ -30,7 +30,7 @@ class DialogServicer:
         """Generate responses; a call that its client gives up stops its decoding."""
         model = self._models.find(message.model)
         request = model.check(message)
-        self._limiter.take(call.caller, request.n)
+        self._limiter.take(call.caller.name, request.n)
         job = model.submit(request, call.deadline)
         try:
             generation = await asyncio.wrap_future(job.result)

@@ -18,6 +18,7 @@ from siserve.serving.errors import (
     RequestError,
     ShuttingDown,
     TryLater,
+    Unauthenticated,
     UnknownModel,
 )
 
@@ -29,6 +30,7 @@ _CODES: dict[type[RequestError], grpc.StatusCode] = {
     UnknownModel: grpc.StatusCode.NOT_FOUND,
     QueueFull: grpc.StatusCode.RESOURCE_EXHAUSTED,
     RateExceeded: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
     ShuttingDown: grpc.StatusCode.UNAVAILABLE,
     DeadlinePassed: grpc.StatusCode.DEADLINE_EXCEEDED,
     RequestCancelled: grpc.StatusCode.CANCELLED,

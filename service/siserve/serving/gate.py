@@ -1,0 +1,97 @@
+"""Who may come in: the caller of each call, by key or by certificate."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import grpc
+
+from siserve.bundle.errors import UsageError
+from siserve.serving.errors import RequestError
+from siserve.serving.keys import Caller, Keyring
+from siserve.serving.status import code_of
+
+__all__ = ["Gate", "ReflectionGuard", "check_exposure"]
+
+_REFLECTION = "/grpc.reflection."
+Metadata = Iterable[tuple[str, str | bytes]]
+
+
+class Gate:
+    """Names the caller of a call, or refuses it.
+
+    Args:
+        keyring: the keys; None = no key is asked for.
+    """
+
+    def __init__(self, keyring: Keyring | None) -> None:
+        """Keep the keys."""
+        self._keyring = keyring
+
+    def identify(
+        self, metadata: Metadata, certificate: Mapping[str, Iterable[bytes]] | None = None
+    ) -> Caller:
+        """Say who calls.
+
+        Args:
+            metadata: headers of the call, names in lower case.
+            certificate: what gRPC tells about the client's certificate.
+
+        Raises:
+            Unauthenticated: if a key is asked for and there is no valid one.
+        """
+        if self._keyring is not None:
+            return self._keyring.identify(
+                value for name, value in metadata if name == "authorization"
+            )
+        names = (certificate or {}).get("x509_common_name", ())
+        return Caller(next(iter(names), b"").decode(errors="replace"))
+
+
+class ReflectionGuard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
+    """Keeps the reflection service behind the same gate."""
+
+    def __init__(self, gate: Gate) -> None:
+        """Guard by `gate`."""
+        self._gate = gate
+
+    async def intercept_service(self, continuation: Any, details: Any) -> Any:
+        """Refuse calls of reflection that the gate refuses; let all others through."""
+        if details.method.startswith(_REFLECTION):
+            try:
+                self._gate.identify(details.invocation_metadata)
+            except RequestError as error:
+                return grpc.stream_stream_rpc_method_handler(_refusal(error))
+        return await continuation(details)
+
+
+def _refusal(error: RequestError) -> Any:
+    async def refuse(requests: Any, context: Any) -> None:
+        await context.abort(code_of(error), str(error))
+
+    return refuse
+
+
+def check_exposure(option: str, host: str, has_tls: bool, insecure: bool) -> None:
+    """Refuse to listen in the open beyond this machine unless it is asked for by name.
+
+    Raises:
+        UsageError: saying what to give.
+    """
+    if has_tls or insecure or _is_loopback(host):
+        return
+    raise UsageError(
+        f"{option} {host} is open to others, without TLS; give --tls-cert and --tls-key, "
+        "listen on 127.0.0.1, or say --insecure if something before the server encrypts"
+    )
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
