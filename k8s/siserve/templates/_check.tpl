@@ -1,0 +1,36 @@
+{{- /* Refuses values that are right alone and wrong together. */ -}}
+{{- define "siserve.check" -}}
+{{- $model := .Values.model -}}
+{{- if and (eq $model.source "image") $model.paths -}}
+{{- fail "model.paths is for bundles outside the image; set model.source to pvc, oci or download, or leave model.paths empty" -}}
+{{- end -}}
+{{- if and (ne $model.source "image") (not $model.paths) -}}
+{{- printf "model.source is %s: expected model.paths to name a bundle's folder in it, got none" $model.source | fail -}}
+{{- end -}}
+{{- if and (eq $model.source "pvc") (not $model.pvc.claimName) -}}
+{{- fail "model.source is pvc: expected model.pvc.claimName, got none" -}}
+{{- end -}}
+{{- if eq $model.source "oci" -}}
+{{- if not $model.oci.reference -}}
+{{- fail "model.source is oci: expected model.oci.reference, got none" -}}
+{{- end -}}
+{{- if semverCompare "<1.31.0-0" .Capabilities.KubeVersion.Version -}}
+{{- printf "model.source is oci: expected Kubernetes 1.31 or later, got %s; take download or pvc" .Capabilities.KubeVersion.Version | fail -}}
+{{- end -}}
+{{- end -}}
+{{- if and (eq $model.source "download") (not (and $model.download.url $model.download.sha256)) -}}
+{{- fail "model.source is download: expected model.download.url and model.download.sha256" -}}
+{{- end -}}
+{{- if and .Values.autoscaling.enabled .Values.keda.enabled -}}
+{{- fail "autoscaling.enabled and keda.enabled would both scale the pods; enable one" -}}
+{{- end -}}
+{{- if and .Values.autoscaling.enabled (eq .Values.autoscaling.metric "cpu") (not (get .Values.resources.requests "cpu")) -}}
+{{- fail "autoscaling.metric is cpu: expected resources.requests.cpu, got none" -}}
+{{- end -}}
+{{- if and .Values.ingress.enabled (not .Values.ingress.host) -}}
+{{- fail "ingress.enabled: expected ingress.host, got none" -}}
+{{- end -}}
+{{- if and .Values.route.enabled (not .Values.route.parentRefs) -}}
+{{- fail "route.enabled: expected a Gateway in route.parentRefs, got none" -}}
+{{- end -}}
+{{- end -}}
