@@ -103,6 +103,8 @@ def test_no_object_of_the_schema_takes_a_key_that_it_does_not_name():
         (["autoscaling.enabled=true", "keda.enabled=true"], "both scale"),
         (["autoscaling.enabled=true", "resources.requests.cpu=null"], "resources.requests.cpu"),
         (["model.paths={a}"], "set model.source"),
+        (["tls.enabled=true"], "tls.secretName"),
+        (["tls.clientCASecretName=a"], "tls.enabled"),
         (["model.source=pvc", "model.pvc.claimName=a"], "model.paths"),
         (["model.source=pvc", "model.paths={a}"], "model.pvc.claimName"),
         (["model.source=oci", "model.paths={a}"], "model.oci.reference"),
@@ -155,8 +157,11 @@ def test_every_port_that_is_named_or_probed_is_a_port_of_the_server(scenario, re
     assert f"--port={ports['grpc']}" in container["args"]
     assert f"--metrics-port={ports['metrics']}" in container["args"]
     for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
-        assert container[probe]["grpc"]["port"] == ports["grpc"]
-        assert container[probe]["grpc"].get("service", "") in ("", SERVICE)
+        if "--insecure" in container["args"]:
+            assert container[probe]["grpc"]["port"] == ports["grpc"]
+            assert container[probe]["grpc"].get("service", "") in ("", SERVICE)
+        else:  # Kubernetes speaks no TLS here
+            assert container[probe]["tcpSocket"]["port"] in ports
     for service in of_kind(manifests, "Service"):
         assert {port["targetPort"] for port in service["spec"]["ports"]} <= set(ports)
     for policy in of_kind(manifests, "NetworkPolicy"):
@@ -325,6 +330,20 @@ def test_routes_lead_to_the_service(render):
             (backend,) = rule["backendRefs"]
             assert backend["port"] == service["spec"]["ports"][0]["port"]
         assert backend["name"] == service["metadata"]["name"]
+
+
+def test_no_test_is_made_that_could_not_get_in(render):
+    keys, clients = (
+        "keys.secretName=a",
+        "tls.enabled=true,tls.secretName=a,tls.clientCASecretName=b",
+    )
+    for values, number in (
+        (keys, 0),
+        (f"{keys},test.keySecretName=c", 1),
+        (clients, 0),
+        (f"{clients},test.clientSecretName=c", 1),
+    ):
+        assert len(of_kind(render("default", values), "Pod")) == number
 
 
 def test_the_notes_give_a_first_command_for_the_service_that_was_made(helm, help_of):

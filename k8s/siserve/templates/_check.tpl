@@ -21,6 +21,12 @@
 {{- if and (eq $model.source "download") (not (and $model.download.url $model.download.sha256)) -}}
 {{- fail "model.source is download: expected model.download.url and model.download.sha256" -}}
 {{- end -}}
+{{- if and .Values.tls.enabled (not .Values.tls.secretName) -}}
+{{- fail "tls.enabled: expected tls.secretName, got none" -}}
+{{- end -}}
+{{- if and .Values.tls.clientCASecretName (not .Values.tls.enabled) -}}
+{{- fail "tls.clientCASecretName asks clients for certificates, which takes tls.enabled" -}}
+{{- end -}}
 {{- if and .Values.autoscaling.enabled .Values.keda.enabled -}}
 {{- fail "autoscaling.enabled and keda.enabled would both scale the pods; enable one" -}}
 {{- end -}}

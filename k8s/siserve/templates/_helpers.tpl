@@ -61,3 +61,9 @@ tell balancers and to close streams, and some time to leave. */ -}}
 {{- int64 $given -}}
 {{- end -}}
 {{- end -}}
+
+{{- /* Where clients in the cluster call; with TLS by the name that is in the certificate. */ -}}
+{{- define "siserve.address" -}}
+{{- $name := printf "%s.%s.svc" (include "siserve.fullname" .) .Release.Namespace -}}
+{{- printf "%s:%v" (default $name .Values.tls.serverName) .Values.service.port -}}
+{{- end -}}
