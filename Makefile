@@ -8,10 +8,13 @@ SHELL := /bin/bash
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check --constraint requirements/constraints.txt
 PROTOC_OUT = --python_out=$(1) --pyi_out=$(1) --grpc_python_out=$(1)
-PROTOS = protos/siserve/v1/dialog.proto
+PROTOS = $(wildcard protos/siserve/v1/*.proto)
 PYTEST_ARGS ?=
+LOCK = .venv-deploy/bin/uv pip compile --quiet --no-annotate --generate-hashes --upgrade \
+  --constraint requirements/constraints.txt --python-version 3.11 \
+  --python-platform x86_64-manylinux_2_28 --custom-compile-command "make locks"
 
-.PHONY: help demo serve setup test lint bench chart protos constraints clean
+.PHONY: help demo serve setup test lint bench chart protos constraints locks clean
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 22
@@ -54,6 +57,12 @@ constraints: .venv/.ready ## write the versions of .venv down as the pinned ones
 	{ sed -n 1p requirements/constraints.txt; \
 	.venv/bin/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' | sort -f; } > .venv/constraints.txt
 	mv .venv/constraints.txt requirements/constraints.txt
+
+locks: .venv-deploy/.ready ## pin what the images install, with hashes
+	$(LOCK) --output-file requirements/image-build.txt requirements/image-build.in
+	$(LOCK) --output-file requirements/image-cpu.txt --extra cpu pyproject.toml
+	$(LOCK) --output-file requirements/image-gpu.txt --extra gpu pyproject.toml requirements/image-gpu.in
+	$(LOCK) --output-file requirements/image-train.txt --extra train pyproject.toml
 
 clean: ## remove the environments and caches
 	rm -rf .venv .venv-serve .venv-protoc .venv-deploy .cache .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

@@ -111,9 +111,21 @@ def _start(stack: ExitStack, *arguments: object, **variables: str) -> RunningSer
 def start_server(bundle: Path) -> Iterator[StartServer]:
     """Start servers on the tiny bundle; what still runs at the end is killed."""
     with ExitStack() as stack:
-        yield lambda *arguments, **variables: _start(
-            stack, "--model", bundle, *arguments, **variables
-        )
+
+        def start(
+            *arguments: object, without_model: bool = False, **variables: str
+        ) -> RunningServer:
+            model = () if without_model else ("--model", bundle)
+            return _start(stack, *model, *arguments, **variables)
+
+        yield start
+
+
+@pytest.fixture(scope="module")
+def start_for_module() -> Iterator[StartServer]:
+    """Start servers, on whatever models, that live as long as a file's tests."""
+    with ExitStack() as stack:
+        yield lambda *arguments, **variables: _start(stack, *arguments, **variables)
 
 
 @pytest.fixture(scope="session")

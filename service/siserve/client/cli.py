@@ -1,4 +1,4 @@
-"""`siserve ask`: one question, several responses."""
+"""`siserve ask`: one question, several responses; `siserve models`: what a server serves."""
 
 from __future__ import annotations
 
@@ -129,6 +129,49 @@ def ask(
     show_answer(Console(), context, answer)
 
 
+@_app.command()
+def models(
+    address: Annotated[str, typer.Option(metavar="HOST:PORT", help="The server, with --admin.")],
+    load: Annotated[
+        str, typer.Option(metavar="BUNDLE", help="Serve this folder of its --model-dir.")
+    ] = "",
+    roll_back: Annotated[
+        str, typer.Option(metavar="NAME", help="Let the model before answer for this name.")
+    ] = "",
+    key: Annotated[str, typer.Option(envvar="SISERVE_KEY", help="Key that is marked admin.")] = "",
+    tls_ca: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Encrypt; trust these authorities.")
+    ] = None,
+    timeout: Annotated[float, typer.Option(min=0.001, help="Deadline in seconds.")] = 60.0,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object and nothing else.")
+    ] = False,
+) -> None:
+    """List the models of a running server, after loading one or rolling one back.
+
+    Example: siserve models --address localhost:50051 --roll-back my-model
+    """
+    from siserve.client.client import Client
+    from siserve.client.credentials import Credentials
+
+    if load and roll_back:
+        raise UsageError("--load and --roll-back are two steps; give one of them")
+    with Client(address, timeout, Credentials(key, tls_ca=tls_ca)) as client:
+        if load:
+            client.load_model(load)
+        if roll_back:
+            client.roll_back_model(roll_back)
+        held = client.list_models()
+    if as_json:
+        fields = ("name", "version", "sha256", "is_current", "is_default")
+        told = [{field: getattr(model, field) for field in fields} for model in held]
+        typer.echo(json.dumps({"models": told}))
+        return
+    for model in held:
+        state = "default" if model.is_default else "current" if model.is_current else "kept"
+        typer.echo(f"{model.name}@{model.version}\t{state}\t{model.sha256[:12]}")
+
+
 def make_context(turns: Sequence[str], text: str) -> list[tuple[str, str]]:
     """Join the earlier turns and the last one, which the other speaker says.
 
@@ -156,5 +199,5 @@ def _next_speaker(speakers: Sequence[str]) -> str:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run `siserve ask` with its arguments, "ask" included; return the exit code."""
+    """Run a command of this room, its name first; return the exit code."""
     return run_app(_app, arguments)

@@ -9,13 +9,14 @@ from types import TracebackType
 from typing import Any, cast
 
 import grpc
+from google.protobuf.message import Message
 from google.rpc.error_details_pb2 import RetryInfo
 from grpc_status import rpc_status
 
 from siserve.bundle.errors import SiserveError
 from siserve.client.answer import Answer, make_request
 from siserve.client.credentials import Credentials
-from siserve.v1 import dialog_pb2, dialog_pb2_grpc
+from siserve.v1 import admin_pb2, admin_pb2_grpc, dialog_pb2, dialog_pb2_grpc
 
 __all__ = ["Client", "ClientError"]
 
@@ -99,6 +100,8 @@ class Client:
         )
         stub: Any = dialog_pb2_grpc.DialogServiceStub(self._channel)  # type: ignore[no-untyped-call]
         self._stub = stub
+        admin: Any = admin_pb2_grpc.AdminServiceStub(self._channel)  # type: ignore[no-untyped-call]
+        self._admin = admin
 
     def __enter__(self) -> Client:
         """Return the client itself."""
@@ -169,12 +172,9 @@ class Client:
     def send(self, request: dialog_pb2.GenerateResponsesRequest) -> Answer:
         """Send a request as it is; see `generate`."""
         started = time.perf_counter()
-        try:
-            message = self._stub.GenerateResponses(
-                request, timeout=self._timeout_s, metadata=self._metadata
-            )
-        except grpc.RpcError as error:
-            raise self._failed(error) from None
+        message: dialog_pb2.GenerateResponsesResponse = self._call(
+            self._stub.GenerateResponses, request
+        )
         return Answer.from_message(message, time.perf_counter() - started)
 
     def get_model(self, model: str = "") -> dialog_pb2.GetModelResponse:
@@ -184,13 +184,47 @@ class Client:
             ClientError: with the server's status and message.
         """
         request = dialog_pb2.GetModelRequest(model=model)
+        reply: dialog_pb2.GetModelResponse = self._call(self._stub.GetModel, request)
+        return reply
+
+    def list_models(self) -> list[admin_pb2.ServedModel]:
+        """List the models that the server holds; it must be started with --admin.
+
+        Raises:
+            ClientError: with the server's status and message.
+        """
+        reply: admin_pb2.ListModelsResponse = self._call(
+            self._admin.ListModels, admin_pb2.ListModelsRequest()
+        )
+        return list(reply.models)
+
+    def load_model(self, bundle: str) -> admin_pb2.ServedModel:
+        """Put a bundle of the server's watched folder into service, by its folder's name.
+
+        Raises:
+            ClientError: with the server's status and message.
+        """
+        reply: admin_pb2.LoadModelResponse = self._call(
+            self._admin.LoadModel, admin_pb2.LoadModelRequest(bundle=bundle)
+        )
+        return reply.model
+
+    def roll_back_model(self, name: str = "") -> admin_pb2.ServedModel:
+        """Let the model that a name answered with before answer again; empty = the default.
+
+        Raises:
+            ClientError: with the server's status and message.
+        """
+        reply: admin_pb2.RollBackModelResponse = self._call(
+            self._admin.RollBackModel, admin_pb2.RollBackModelRequest(name=name)
+        )
+        return reply.model
+
+    def _call(self, method: Any, request: Message) -> Any:
         try:
-            reply: dialog_pb2.GetModelResponse = self._stub.GetModel(
-                request, timeout=self._timeout_s, metadata=self._metadata
-            )
+            return method(request, timeout=self._timeout_s, metadata=self._metadata)
         except grpc.RpcError as error:
             raise self._failed(error) from None
-        return reply
 
     def _failed(self, error: grpc.RpcError) -> ClientError:
         code, details = error.code(), error.details()

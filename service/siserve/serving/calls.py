@@ -27,23 +27,27 @@ class OpenCalls:
     """Counts the calls whose answer is not sent yet, so that a drain knows when it is done."""
 
     def __init__(self) -> None:
-        """Begin with none, and open to more."""
+        """Begin with none, and refuse them until open()."""
         self.number = 0
-        self._is_closed = False
+        self._refusal = "the server is loading its models; try again shortly"
+
+    def open(self) -> None:
+        """Take calls from now on."""
+        self._refusal = ""
 
     def close(self) -> None:
         """Refuse every call from now on."""
-        self._is_closed = True
+        self._refusal = "the server is shutting down; ask another one"
 
     def begin(self) -> None:
         """Count a call until end().
 
         Raises:
-            ShuttingDown: after close(); it is counted all the same.
+            ShuttingDown: before open() and after close(); it is counted all the same.
         """
         self.number += 1
-        if self._is_closed:
-            raise ShuttingDown("the server is shutting down; ask another one")
+        if self._refusal:
+            raise ShuttingDown(self._refusal)
 
     def end(self) -> None:
         """Count a call no more."""

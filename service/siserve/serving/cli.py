@@ -41,6 +41,24 @@ def serve(
             help="A bundle to serve; repeat it for more, the first is the default [embedded].",
         ),
     ] = [],  # noqa: B006 (typer copies it)
+    model_dir: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            exists=True,
+            file_okay=False,
+            envvar="SISERVE_MODEL_DIR",
+            help="A folder of bundles that is watched: new ones are served without a gap.",
+        ),
+    ] = None,
+    watch_seconds: Annotated[
+        float,
+        typer.Option(min=0, envvar="SISERVE_WATCH_SECONDS", help="Between looks there; 0 = none."),
+    ] = 2.0,
+    admin: Annotated[
+        bool,
+        typer.Option("--admin", envvar="SISERVE_ADMIN", help="Let models be changed by calls."),
+    ] = False,
     device: Annotated[
         _Device,
         typer.Option(envvar="SISERVE_DEVICE", help="auto takes CUDA where it works."),
@@ -140,6 +158,12 @@ def serve(
             min=0, envvar="SISERVE_DRAIN_SECONDS", help="Time for calls in flight after SIGTERM."
         ),
     ] = 30.0,
+    notice_seconds: Annotated[
+        float,
+        typer.Option(
+            min=0, envvar="SISERVE_NOTICE_SECONDS", help="Not ready before calls are refused."
+        ),
+    ] = 0.2,
     tls_cert: Annotated[
         Path | None,
         typer.Option(
@@ -193,6 +217,9 @@ def serve(
 
     options = ServerOptions(
         models=tuple(model),
+        model_dir=model_dir,
+        watch_seconds=watch_seconds,
+        admin=admin,
         device=device.value,
         host=host,
         port=port,
@@ -200,6 +227,7 @@ def serve(
         metrics_port=metrics_port,
         threads=threads,
         drain_seconds=drain_seconds,
+        notice_seconds=notice_seconds,
         reflection=reflection,
         tls=CertificateFiles.of(tls_cert, tls_key, tls_client_ca),
         insecure=insecure,

@@ -43,7 +43,7 @@ _WARM_UP = GenerationRequest(
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class DialogModel:
     """One model of the server.
 
@@ -58,6 +58,11 @@ class DialogModel:
     engine: Engine
     limits: RequestLimits
     device: str
+
+    @property
+    def full_name(self) -> str:
+        """name@version."""
+        return self.bundle.manifest.full_name
 
     @property
     def name(self) -> str:
@@ -151,7 +156,7 @@ class DialogModel:
         except Exception as error:  # whatever a graph raises
             self.engine.stop()
             raise BundleError(
-                f"{self.bundle.path} fails on its first request ({error}); export the model again"
+                f"{self.full_name} fails on its first request ({error}); export the model again"
             ) from None
 
     def stop(self, finish: bool = True) -> None:
@@ -207,7 +212,7 @@ def load_model(
     bundle = open_bundle(path)
     manifest = bundle.manifest
     if manifest.task != "dialog":
-        raise BundleError(f"{path} holds a model of task {manifest.task!r}, expected 'dialog'")
+        raise BundleError(f"{path.name} holds a model of task {manifest.task!r}, expected 'dialog'")
     text = _load_text(bundle)
     context_text = _load_context_text(bundle) or text
     sessions = load_sessions(bundle, device, threads)

@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NoReturn, cast
 
 import grpc
 from google.protobuf import message_factory
+from google.protobuf.descriptor import ServiceDescriptor
 from google.protobuf.message import Message
 
 from siserve.serving.calls import Call, OpenCalls
@@ -22,11 +23,13 @@ from siserve.serving.gate import Gate
 from siserve.serving.metrics import Metrics
 from siserve.serving.requests import parse
 from siserve.serving.status import code_of, details_of
-from siserve.v1 import dialog_pb2
+from siserve.v1 import admin_pb2, dialog_pb2
 
-__all__ = ["SERVICE", "dialog_handler"]
+__all__ = ["ADMIN", "DIALOG", "SERVICE", "service_handler"]
 
-SERVICE = dialog_pb2.DESCRIPTOR.services_by_name["DialogService"].full_name
+DIALOG = dialog_pb2.DESCRIPTOR.services_by_name["DialogService"]
+ADMIN = admin_pb2.DESCRIPTOR.services_by_name["AdminService"]
+SERVICE = DIALOG.full_name
 
 _log = logging.getLogger(__name__)
 
@@ -34,26 +37,39 @@ Context = grpc.aio.ServicerContext[Any, Any]
 Answer = Callable[[Any, Call], Awaitable[Message]]
 
 
-def dialog_handler(
-    servicer: object, metrics: Metrics, calls: OpenCalls, gate: Gate
+def service_handler(
+    service: ServiceDescriptor,
+    servicers: Mapping[str, object],
+    metrics: Metrics,
+    calls: OpenCalls,
+    gate: Gate,
 ) -> grpc.GenericRpcHandler[Any, Any]:
-    """Make the handler of every unary method of the service.
+    """Make the handler of every unary method of a service.
 
     Args:
-        servicer: has an async method for each method of the proto, by its name.
+        service: as its proto describes it.
+        servicers: by the service's name, once calls are taken, what has an async method for each
+            method of the proto, by its name.
         metrics: told of each call's status and time.
         calls: told of each call's begin and end.
         gate: says who calls, before a message is parsed.
     """
-    service = dialog_pb2.DESCRIPTOR.services_by_name["DialogService"]
+
+    def answer(name: str) -> Answer:
+        async def ask_servicer(message: Message, call: Call) -> Message:
+            method: Answer = getattr(servicers[service.full_name], name)
+            return await method(message, call)
+
+        return ask_servicer
+
     return grpc.method_handlers_generic_handler(
-        SERVICE,
+        service.full_name,
         {
             method.name: grpc.unary_unary_rpc_method_handler(
                 _door(
                     method.name,
                     message_factory.GetMessageClass(method.input_type),
-                    getattr(servicer, method.name),
+                    answer(method.name),
                     metrics,
                     calls,
                     gate,

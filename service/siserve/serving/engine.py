@@ -84,6 +84,7 @@ class Engine:
         self._waiting: deque[Job] = deque()
         self._waiting_rows = 0
         self._pace = _Pace()
+        self._progress = time.monotonic()
         self._wake = threading.Condition()
         self._accepts = True
         self._running: list[Flight] = []
@@ -92,6 +93,13 @@ class Engine:
     def start(self) -> None:
         """Start the thread."""
         self._thread.start()
+
+    @property
+    def stalled_seconds(self) -> float:
+        """For how long there has been work and no progress."""
+        if not self._waiting and not self._running:
+            return 0.0
+        return time.monotonic() - self._progress
 
     def submit(self, job: Job) -> Future[Generation]:
         """Queue a job.
@@ -116,6 +124,8 @@ class Engine:
                     self._pace.seconds_for(self._waiting_rows),
                 )
             job.result.set_running_or_notify_cancel()  # who awaits it cannot take it back now
+            if not self._waiting and not self._running:
+                self._progress = job.submitted
             self._waiting.append(job)
             self._queue_changed(rows)
             self._wake.notify()
@@ -152,6 +162,7 @@ class Engine:
             with self._wake:
                 while self._accepts and not self._waiting and not self._running:
                     self._wake.wait()
+                self._progress = time.monotonic()
                 if not self._accepts and not self._waiting and not self._running:
                     return
             self._admit()

@@ -7,6 +7,8 @@ SiserveError
     ├── TryLater         the message says when: RESOURCE_EXHAUSTED
     │   ├── QueueFull    too many responses wait to be decoded
     │   └── RateExceeded the caller asks for more than its share
+    ├── NotPossible      not as things stand: FAILED_PRECONDITION
+    ├── NotAllowed       not with this key: PERMISSION_DENIED
     ├── Unauthenticated  no valid key: UNAUTHENTICATED
     ├── ShuttingDown     the server takes no more requests: UNAVAILABLE
     ├── DeadlinePassed   the client's deadline came first: DEADLINE_EXCEEDED
@@ -20,6 +22,8 @@ from siserve.bundle.errors import SiserveError
 __all__ = [
     "DeadlinePassed",
     "InvalidRequest",
+    "NotAllowed",
+    "NotPossible",
     "QueueFull",
     "RateExceeded",
     "RequestCancelled",
@@ -56,6 +60,14 @@ class UnknownModel(RequestError):
     """The request names a model that is not served."""
 
     exit_code = 2
+
+
+class NotPossible(RequestError):
+    """Nothing is wrong with the request, but it cannot be done as things stand."""
+
+
+class NotAllowed(RequestError):
+    """The caller is known and may not do this."""
 
 
 class Unauthenticated(RequestError):

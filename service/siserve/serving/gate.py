@@ -13,7 +13,7 @@ from siserve.serving.errors import RequestError
 from siserve.serving.keys import Caller, Keyring
 from siserve.serving.status import code_of
 
-__all__ = ["Gate", "ReflectionGuard", "check_exposure"]
+__all__ = ["Gate", "ReflectionGuard", "check_exposure", "is_loopback"]
 
 _REFLECTION = "/grpc.reflection."
 Metadata = Iterable[tuple[str, str | bytes]]
@@ -80,7 +80,7 @@ def check_exposure(option: str, host: str, has_tls: bool, insecure: bool) -> Non
     Raises:
         UsageError: saying what to give.
     """
-    if has_tls or insecure or _is_loopback(host):
+    if has_tls or insecure or is_loopback(host):
         return
     raise UsageError(
         f"{option} {host} is open to others, without TLS; give --tls-cert and --tls-key, "
@@ -88,7 +88,8 @@ def check_exposure(option: str, host: str, has_tls: bool, insecure: bool) -> Non
     )
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Say whether only this machine reaches an address."""
     if host == "localhost":
         return True
     try:

@@ -6,18 +6,15 @@ those that are served.
 
 from __future__ import annotations
 
-import os
-import threading
-from wsgiref.simple_server import WSGIServer
+from typing import Literal
 
 import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
-from siserve.bundle.errors import SiserveError
-from siserve.serving.dialog_model import DialogModel
+from siserve.serving.models import Models
 from siserve.v1 import dialog_pb2
 
-__all__ = ["Metrics", "MetricsServer", "serve_metrics"]
+__all__ = ["Metrics"]
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _SHARES = tuple(step / 20 for step in range(1, 21))
@@ -93,9 +90,17 @@ class Metrics:
             "End of validity of the certificate in use, since 1970; 0 without TLS.",
             registry=registry,
         )
+        self._model_loads = Counter(
+            "siserve_model_loads",
+            "Bundles that came while the server ran, by what became of them.",
+            ["result"],
+            registry=registry,
+        )
+        for result in ("served", "refused"):
+            self._model_loads.labels(result)
         self._model_info = Gauge(
             "siserve_model_info",
-            "The models that are served; always 1.",
+            "The models that are held: 1 = answers for its name, 0 = for name@version alone.",
             ["model", "version", "device"],
             registry=registry,
         )
@@ -110,12 +115,19 @@ class Metrics:
             self._queue_requests, self._queue_rows, self._inflight_rows, self._batch_rows
         )
 
-    def model_loaded(self, model: DialogModel) -> None:
-        """Announce a served model, with all its counters at zero."""
-        version = model.bundle.manifest.version
-        self._model_info.labels(model.name, version, model.device).set(1)
-        for metric in (self._responses, self._tokens, self._response_tokens, *self._distinct):
-            metric.labels(model.name)
+    def models_changed(self, models: Models) -> None:
+        """Tell which models are held; their counters begin at zero."""
+        self._model_info.clear()
+        for model in models.all:
+            version = model.bundle.manifest.version
+            is_current = model in models.current
+            self._model_info.labels(model.name, version, model.device).set(is_current)
+            for metric in (self._responses, self._tokens, self._response_tokens, *self._distinct):
+                metric.labels(model.name)
+
+    def load_ended(self, result: Literal["served", "refused"]) -> None:
+        """Count a bundle that came while the server ran."""
+        self._model_loads.labels(result).inc()
 
     def call_answered(self, method: str, code: str, seconds: float) -> None:
         """Count a call, whatever came of it."""
@@ -157,37 +169,6 @@ class EngineGauges:
     def batch_ran(self, rows: int) -> None:
         """Observe the size of a batch."""
         self._batch.observe(rows)
-
-
-class MetricsServer:
-    """The HTTP server that Prometheus scrapes, in a thread of its own."""
-
-    def __init__(self, server: WSGIServer, thread: threading.Thread) -> None:
-        """Take over a running server."""
-        self._server, self._thread = server, thread
-        self.port = int(server.server_port)
-
-    def stop(self) -> None:
-        """Close the port."""
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
-
-
-def serve_metrics(metrics: Metrics, host: str, port: int) -> MetricsServer:
-    """Expose metrics under /metrics; port 0 picks a free one.
-
-    Raises:
-        SiserveError: if the port cannot be had.
-    """
-    try:
-        server, thread = prometheus_client.start_http_server(port, host, metrics.registry)
-    except OSError as error:
-        raise SiserveError(
-            f"cannot listen on {host}:{port} for metrics ({os.strerror(error.errno or 0)}); "
-            "free the port or choose another with --metrics-port (0 = any)"
-        ) from None
-    return MetricsServer(server, thread)
 
 
 def _seconds(

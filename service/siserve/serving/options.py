@@ -45,7 +45,11 @@ class ServerOptions:
 
     Attributes:
         models: folders of bundles, the default one first; none = the embedded one.
+        model_dir: folder of bundles that is watched; None = there is none.
+        watch_seconds: between two looks at it; 0 = only at the start and when told.
+        admin: whether models can be changed by a call.
         port: 0 picks a free one; so does `metrics_port`.
+        notice_seconds: between NOT_SERVING and the first refusal, so that balancers look away.
         threads: CPU threads of one decoder run; 0 = as many as suit the machine.
         drain_seconds: how long calls in flight may take after SIGTERM.
         reflection: None = on unless keys are asked for.
@@ -55,6 +59,9 @@ class ServerOptions:
     """
 
     models: tuple[Path, ...] = ()
+    model_dir: Path | None = None
+    watch_seconds: float = 2.0
+    admin: bool = False
     device: Device = "auto"
     host: str = "127.0.0.1"
     port: int = 50051
@@ -62,6 +69,7 @@ class ServerOptions:
     metrics_port: int = 9464
     threads: int = 0
     drain_seconds: float = 30.0
+    notice_seconds: float = 0.2
     reflection: bool | None = None
     tls: CertificateFiles | None = None
     insecure: bool = False

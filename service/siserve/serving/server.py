@@ -6,29 +6,28 @@ import asyncio
 import logging
 import signal
 from collections.abc import Callable
-from typing import Any
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health
 from grpc_reflection.v1alpha import reflection
 
-from siserve.bundle.errors import SiserveError
+from siserve.bundle.errors import SiserveError, UsageError
+from siserve.serving.admin import AdminServicer
 from siserve.serving.calls import OpenCalls
-from siserve.serving.dialog_model import DialogModel, load_model
-from siserve.serving.doors import SERVICE, dialog_handler
-from siserve.serving.gate import Gate, ReflectionGuard, check_exposure
+from siserve.serving.dialog_model import DialogModel
+from siserve.serving.doors import ADMIN, DIALOG, service_handler
+from siserve.serving.gate import Gate, ReflectionGuard, check_exposure, is_loopback
+from siserve.serving.health import Health
 from siserve.serving.keys import Keyring
-from siserve.serving.metrics import Metrics, serve_metrics
-from siserve.serving.models import Models, embedded_bundle
+from siserve.serving.library import Library, open_library
+from siserve.serving.metrics import Metrics
+from siserve.serving.models import Models
 from siserve.serving.options import ServerOptions
+from siserve.serving.scrape import serve_metrics
 from siserve.serving.servicer import DialogServicer
-from siserve.serving.sessions import default_threads
 from siserve.serving.tls import Certificate, server_credentials
 
-__all__ = ["load_models", "run_server"]
-
-#: Health is NOT_SERVING for this long before calls are refused, so that balancers can look away.
-NOTICE_SECONDS = 0.2
+__all__ = ["run_server"]
 
 #: Streams that are open when the last call has ended get this long.
 STREAM_SECONDS = 0.3
@@ -54,28 +53,6 @@ def run_server(options: ServerOptions, announce: Callable[[str], None]) -> int:
         return runner.run(_serve(options, announce))
 
 
-def load_models(options: ServerOptions, metrics: Metrics) -> Models:
-    """Check and load every bundle, and warm each model up."""
-    paths = options.models or (embedded_bundle(),)
-    models = Models(
-        [
-            load_model(
-                path,
-                options.device,
-                options.threads or default_threads(),
-                options.limits,
-                options.engine,
-                metrics.engine_observer(),
-            )
-            for path in paths
-        ]
-    )
-    for model in models.all:
-        model.start()
-        metrics.model_loaded(model)
-    return models
-
-
 async def _serve(options: ServerOptions, announce: Callable[[str], None]) -> int:
     signals: asyncio.Queue[int] = asyncio.Queue()
     loop = asyncio.get_running_loop()
@@ -83,35 +60,77 @@ async def _serve(options: ServerOptions, announce: Callable[[str], None]) -> int
         loop.add_signal_handler(number, signals.put_nowait, number)
     metrics = Metrics()
     gate = Gate(Keyring(options.keys) if options.keys else None)
+    _check_admin(options)
     server = grpc.aio.server(
         interceptors=(ReflectionGuard(gate),), options=_channel_options(options)
     )
     port = _bind(server, options, metrics)  # before the models load: a taken port is told at once
-    scraped = serve_metrics(metrics, options.metrics_host, options.metrics_port)
+    state = Health(server)
+    probes = {"/livez": state.is_live, "/readyz": state.is_ready}
+    scraped = serve_metrics(metrics.registry, probes, options.metrics_host, options.metrics_port)
     try:
-        models = await asyncio.to_thread(load_models, options, metrics)
         calls = OpenCalls()
-        servicer = DialogServicer(models, metrics, options)
-        server.add_generic_rpc_handlers((dialog_handler(servicer, metrics, calls, gate),))
-        health_service = _add_standard_services(server, options.tells_api)
+        servicers = _add_services(server, options, metrics, calls, gate)
+        await state.begin()
         await server.start()
-        await _set_health(health_service, health_pb2.HealthCheckResponse.SERVING)
+        library = await asyncio.to_thread(open_library, options, metrics)
+        servicers[DIALOG.full_name] = DialogServicer(library.models, metrics, options)
+        servicers[ADMIN.full_name] = AdminServicer(library, options.keys is not None)
+        watchers = [
+            asyncio.create_task(library.watch(options.watch_seconds)),
+            asyncio.create_task(state.watch(lambda: _stalled_seconds(library))),
+        ]
+        calls.open()
+        await state.set_ready(True)
         _log.info("metrics on http://%s:%d/metrics", options.metrics_host, scraped.port)
-        announce(f"serving {_names(models)} on {_join(options.host, port)}")
+        announce(f"serving {_names(library.models)} on {_join(options.host, port)}")
         await signals.get()
         _log.info("draining; a second signal stops at once")
-        await _set_health(health_service, health_pb2.HealthCheckResponse.NOT_SERVING)
-        drain = asyncio.create_task(_drain(server, calls, options.drain_seconds))
+        await state.set_ready(False)
+        drain = asyncio.create_task(_drain(server, calls, options))
         again = asyncio.create_task(signals.get())
         done, _ = await asyncio.wait({drain, again}, return_when=asyncio.FIRST_COMPLETED)
         in_time = drain in done and drain.result()
-        drain.cancel()
-        again.cancel()
+        for task in (drain, again, *watchers):
+            task.cancel()
         await server.stop(0)
-        await asyncio.to_thread(_stop_all, models.all, in_time)
+        await asyncio.to_thread(_stop_all, library.models.all, in_time)
         return 0 if in_time else 1
     finally:
+        await server.stop(0)
         scraped.stop()
+
+
+def _add_services(
+    server: grpc.aio.Server,
+    options: ServerOptions,
+    metrics: Metrics,
+    calls: OpenCalls,
+    gate: Gate,
+) -> dict[str, object]:
+    """Add the services; return where their servicers belong once there are models."""
+    services = [DIALOG, ADMIN] if options.admin else [DIALOG]
+    servicers: dict[str, object] = {}
+    handlers = [service_handler(each, servicers, metrics, calls, gate) for each in services]
+    server.add_generic_rpc_handlers(tuple(handlers))
+    if options.tells_api:
+        names = [each.full_name for each in services]
+        reflection.enable_server_reflection(
+            (*names, health.SERVICE_NAME, reflection.SERVICE_NAME), server
+        )
+    return servicers
+
+
+def _check_admin(options: ServerOptions) -> None:
+    if options.admin and options.keys is None and not is_loopback(options.host):
+        raise UsageError(
+            f"--admin on {options.host} would let anybody change the models; "
+            "give --keys-file with a key marked admin"
+        )
+
+
+def _stalled_seconds(library: Library) -> float:
+    return max(model.engine.stalled_seconds for model in library.models.all)
 
 
 def _channel_options(options: ServerOptions) -> list[tuple[str, int]]:
@@ -126,15 +145,15 @@ def _channel_options(options: ServerOptions) -> list[tuple[str, int]]:
     ]
 
 
-async def _drain(server: grpc.aio.Server, calls: OpenCalls, seconds: float) -> bool:
+async def _drain(server: grpc.aio.Server, calls: OpenCalls, options: ServerOptions) -> bool:
     """Answer what was taken, refuse what comes; return whether all was answered in time.
 
     The doors refuse calls before the library does: at its stop() it cancels calls that it has
     received and not handed on yet, which a client would not try again elsewhere.
     """
-    await asyncio.sleep(NOTICE_SECONDS)
+    await asyncio.sleep(options.notice_seconds)
     calls.close()
-    give_up = asyncio.get_running_loop().time() + seconds
+    give_up = asyncio.get_running_loop().time() + options.drain_seconds
     idle_looks = 0
     while idle_looks < 5 and asyncio.get_running_loop().time() < give_up:
         await asyncio.sleep(0.02)
@@ -167,22 +186,8 @@ def _bind(server: grpc.aio.Server, options: ServerOptions, metrics: Metrics) -> 
     return int(port)
 
 
-def _add_standard_services(server: grpc.aio.Server, with_reflection: bool) -> Any:
-    health_service = health.aio.HealthServicer()  # type: ignore[attr-defined]
-    health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
-    if with_reflection:
-        names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, server)
-    return health_service
-
-
-async def _set_health(service: Any, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
-    for name in ("", SERVICE):
-        await service.set(name, status)
-
-
 def _names(models: Models) -> str:
-    return ",".join(model.bundle.manifest.full_name for model in models.all)
+    return ",".join(model.full_name for model in models.all)
 
 
 def _join(host: str, port: int) -> str:

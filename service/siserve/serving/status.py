@@ -12,6 +12,8 @@ from google.rpc.status_pb2 import Status
 from siserve.serving.errors import (
     DeadlinePassed,
     InvalidRequest,
+    NotAllowed,
+    NotPossible,
     QueueFull,
     RateExceeded,
     RequestCancelled,
@@ -30,6 +32,8 @@ _CODES: dict[type[RequestError], grpc.StatusCode] = {
     UnknownModel: grpc.StatusCode.NOT_FOUND,
     QueueFull: grpc.StatusCode.RESOURCE_EXHAUSTED,
     RateExceeded: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    NotPossible: grpc.StatusCode.FAILED_PRECONDITION,
+    NotAllowed: grpc.StatusCode.PERMISSION_DENIED,
     Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
     ShuttingDown: grpc.StatusCode.UNAVAILABLE,
     DeadlinePassed: grpc.StatusCode.DEADLINE_EXCEEDED,

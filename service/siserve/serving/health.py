@@ -1,0 +1,75 @@
+"""How a server is: standard gRPC health under several names, and the same for HTTP probes.
+
+``liveness`` is NOT_SERVING when a restart would help: the decoder has work and has not moved for
+a minute. ``readiness``, "" and the service's own name are SERVING from the moment that the models
+answer to the moment that a drain begins. A full queue changes neither.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from siserve.serving.doors import SERVICE
+
+__all__ = ["LIVENESS", "READINESS", "Health"]
+
+LIVENESS, READINESS = "liveness", "readiness"
+STALL_SECONDS = 60.0
+_BEAT_SECONDS = 0.5
+_READY_NAMES = ("", SERVICE, READINESS)
+_STATUS = health_pb2.HealthCheckResponse.ServingStatus
+
+
+class Health:
+    """What probes are told.
+
+    Args:
+        server: the health service is added to it.
+    """
+
+    def __init__(self, server: grpc.aio.Server) -> None:
+        """Begin neither live nor ready; see begin()."""
+        self._servicer: Any = health.aio.HealthServicer()  # type: ignore[attr-defined]
+        health_pb2_grpc.add_HealthServicer_to_server(self._servicer, server)
+        self._is_ready = False
+        self._is_live = True
+        self._beat = time.monotonic()
+
+    async def begin(self) -> None:
+        """Be live, and not ready yet."""
+        await self._tell((LIVENESS,), True)
+        await self.set_ready(False)
+
+    async def set_ready(self, is_ready: bool) -> None:
+        """Tell whether requests should come here."""
+        self._is_ready = is_ready
+        await self._tell(_READY_NAMES, is_ready)
+
+    async def watch(self, stalled_seconds: Callable[[], float]) -> None:
+        """Ask again and again for how long work has stood still, and tell liveness by it."""
+        while True:
+            self._beat = time.monotonic()
+            is_live = stalled_seconds() < STALL_SECONDS
+            if is_live is not self._is_live:
+                self._is_live = is_live
+                await self._tell((LIVENESS,), is_live)
+            await asyncio.sleep(_BEAT_SECONDS)
+
+    def is_live(self) -> bool:
+        """Answer a probe from another thread, which also sees whether the event loop runs."""
+        return self._is_live and time.monotonic() - self._beat < STALL_SECONDS
+
+    def is_ready(self) -> bool:
+        """Answer a probe from another thread."""
+        return self._is_ready and self.is_live()
+
+    async def _tell(self, names: tuple[str, ...], is_serving: bool) -> None:
+        status = _STATUS.SERVING if is_serving else _STATUS.NOT_SERVING
+        for name in names:
+            await self._servicer.set(name, status)
