@@ -47,7 +47,8 @@ bench: .venv/.ready ## measure a training step (minutes; SISERVE_DATA holds swit
 	{ echo "make bench: set SISERVE_DATA to the folder that holds switchboard/" >&2; exit 2; }
 	.venv/bin/python tests/benchmarks/bench_train.py --data "$$SISERVE_DATA/switchboard"
 
-chart: .venv/.ready ## write the chart's schema and table of values from its values.yaml
+chart: .venv/.ready ## write what the chart takes from values.yaml and deploy/alerts
+	cp deploy/alerts/siserve.rules.yaml k8s/siserve/files/
 	.venv/bin/python k8s/values_docs.py k8s/siserve
 
 protos: .venv-protoc/.ready ## regenerate service/siserve/v1 from protos/

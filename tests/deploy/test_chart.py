@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import yaml
 from siserve import __version__
-from siserve.serving.doors import SERVICE
 from siserve.serving.metrics import Metrics
 
 from .conftest import (
@@ -55,7 +54,13 @@ def test_every_scenario_is_valid_for(version, render, tmp_path):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     unknown = set(re.findall(r"schema for kind (\w+)", done.stdout + done.stderr))
-    assert unknown == {"GRPCRoute", "PodMonitor", "ScaledObject", "ServiceMonitor"}
+    assert unknown == {
+        "GRPCRoute",
+        "PodMonitor",
+        "PrometheusRule",
+        "ScaledObject",
+        "ServiceMonitor",
+    }
 
 
 def test_a_misspelt_probe_is_not_valid(render, tmp_path):
@@ -159,9 +164,8 @@ def test_every_port_that_is_named_or_probed_is_a_port_of_the_server(scenario, re
     for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
         if "--insecure" in container["args"]:
             assert container[probe]["grpc"]["port"] == ports["grpc"]
-            assert container[probe]["grpc"].get("service", "") in ("", SERVICE)
-        else:  # Kubernetes speaks no TLS here
-            assert container[probe]["tcpSocket"]["port"] in ports
+        else:  # Kubernetes speaks no gRPC through TLS
+            assert container[probe]["httpGet"]["port"] in ports
     for service in of_kind(manifests, "Service"):
         assert {port["targetPort"] for port in service["spec"]["ports"]} <= set(ports)
     for policy in of_kind(manifests, "NetworkPolicy"):
@@ -296,6 +300,11 @@ def test_each_pod_is_scraped_once(scenario, render):
             True,
             False,
         ]
+
+
+def test_the_rules_are_those_of_deploy(render):
+    rules = yaml.safe_load((ROOT / "deploy" / "alerts" / "siserve.rules.yaml").read_text())
+    assert the(render("autoscaling-rows"), "PrometheusRule")["spec"] == rules, "run make chart"
 
 
 def test_a_limit_of_cpus_sets_the_threads_unless_a_value_does(render):

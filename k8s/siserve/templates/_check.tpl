@@ -1,11 +1,11 @@
 {{- /* Refuses values that are right alone and wrong together. */ -}}
 {{- define "siserve.check" -}}
 {{- $model := .Values.model -}}
-{{- if and (eq $model.source "image") $model.paths -}}
-{{- fail "model.paths is for bundles outside the image; set model.source to pvc, oci or download, or leave model.paths empty" -}}
+{{- if and (eq $model.source "image") (or $model.paths $model.watch) -}}
+{{- fail "model.paths and model.watch are for bundles outside the image; set model.source to pvc, oci or download, or leave them empty" -}}
 {{- end -}}
-{{- if and (ne $model.source "image") (not $model.paths) -}}
-{{- printf "model.source is %s: expected model.paths to name a bundle's folder in it, got none" $model.source | fail -}}
+{{- if and (ne $model.source "image") (not (or $model.paths $model.watch)) -}}
+{{- printf "model.source is %s: expected model.paths or model.watch to name a folder in it, got none" $model.source | fail -}}
 {{- end -}}
 {{- if and (eq $model.source "pvc") (not $model.pvc.claimName) -}}
 {{- fail "model.source is pvc: expected model.pvc.claimName, got none" -}}

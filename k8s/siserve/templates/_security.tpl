@@ -1,16 +1,15 @@
-{{- /* A probe of a named health service. Kubernetes cannot ask through TLS. */ -}}
+{{- /* A probe: liveness or readiness. Kubernetes cannot ask gRPC through TLS. */ -}}
 {{- define "siserve.probe" -}}
 {{- $root := index . 0 -}}
 {{- $service := index . 1 -}}
 {{- if $root.Values.tls.enabled -}}
-tcpSocket:
-  port: grpc
+httpGet:
+  port: metrics
+  path: {{ ternary "/livez" "/readyz" (eq $service "liveness") }}
 {{- else -}}
 grpc:
   port: {{ $root.Values.ports.grpc }}
-  {{- with $service }}
-  service: {{ . }}
-  {{- end }}
+  service: {{ $service }}
 {{- end -}}
 {{- end -}}
 
