@@ -15,8 +15,8 @@ from siserve.bundle import BundleError
 from siserve.bundle.tensors import FILES, MANIFEST_FILE
 from siserve.client import ClientError
 from siserve.client.answer import make_request
-from siserve.serving.dialog_model import load_model
 from siserve.serving.engine import EngineOptions
+from siserve.serving.loading import load_model
 from siserve.serving.metrics import Metrics
 from siserve.serving.requests import RequestLimits
 from siserve.v1 import dialog_pb2_grpc

@@ -25,7 +25,7 @@ def refusal(manifest: Manifest, request: GenerateResponsesRequest, **limits: int
 def test_absent_options_are_the_bundles_own_and_n_is_five(manifest):
     checked = check_request(make_request(HELLO), manifest, LIMITS)
     defaults = manifest.sampling
-    assert (checked.n, checked.seed, checked.topic) == (5, None, 0)
+    assert (checked.n, checked.seed, checked.dialog.topic) == (5, None, 0)
     assert (checked.temperature, checked.top_k) == (defaults.temperature, defaults.top_k)
     assert (checked.top_p, checked.max_tokens) == (defaults.top_p, defaults.max_tokens)
     assert checked.diversity == 0
@@ -102,7 +102,8 @@ def test_limits_can_be_set(manifest):
 
 def test_topics_are_numbered_from_one(manifest):
     for number, topic in enumerate(manifest.features.topics, start=1):
-        assert check_request(make_request(HELLO, topic=topic), manifest, LIMITS).topic == number
+        checked = check_request(make_request(HELLO, topic=topic), manifest, LIMITS)
+        assert checked.dialog.topic == number
 
 
 def test_the_responder_is_who_did_not_speak_last():

@@ -238,7 +238,8 @@ def test_reflection_tells_the_service_and_its_messages(server):
     file = descriptor_pb2.FileDescriptorProto.FromString(
         described.file_descriptor_response.file_descriptor_proto[0]
     )
-    assert {method.name for method in file.service[0].method} == {"GenerateResponses", "GetModel"}
+    methods = {"GenerateResponses", "StreamResponses", "VaryResponse", "ScoreResponses", "GetModel"}
+    assert {method.name for method in file.service[0].method} == methods
 
 
 def test_reflection_can_be_switched_off(start_server):

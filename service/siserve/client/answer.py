@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from siserve.v1 import dialog_pb2
 
-__all__ = ["Answer", "Reply", "Timings", "make_request"]
+__all__ = ["Answer", "Reply", "Score", "Timings", "make_request"]
 
 FinishReason = Literal["stop", "length"]
 
@@ -28,6 +28,29 @@ class Reply:
     log_prob: float
     num_tokens: int
     finish_reason: FinishReason
+
+    @classmethod
+    def from_message(cls, message: dialog_pb2.Response) -> Reply:
+        """Read one response of the service."""
+        ended = message.finish_reason == dialog_pb2.FINISH_REASON_STOP
+        return cls(
+            message.text, message.log_prob, message.num_tokens, "stop" if ended else "length"
+        )
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a response is worth to the model.
+
+    Attributes:
+        log_prob: estimate of log p(x|c), in nats.
+        std_error: what the number of samples leaves in it, in nats.
+        num_tokens: length of the response, the end mark not counted.
+    """
+
+    log_prob: float
+    std_error: float
+    num_tokens: int
 
 
 @dataclass(frozen=True)
@@ -67,19 +90,7 @@ class Answer:
     ) -> Answer:
         """Read a reply of the service."""
         return cls(
-            responses=tuple(
-                Reply(
-                    text=response.text,
-                    log_prob=response.log_prob,
-                    num_tokens=response.num_tokens,
-                    finish_reason=(
-                        "stop"
-                        if response.finish_reason == dialog_pb2.FINISH_REASON_STOP
-                        else "length"
-                    ),
-                )
-                for response in message.responses
-            ),
+            responses=tuple(map(Reply.from_message, message.responses)),
             distinct_1=message.distinct_1,
             distinct_2=message.distinct_2,
             seed=message.seed,

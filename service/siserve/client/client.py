@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Any, cast
 
@@ -14,7 +14,7 @@ from google.rpc.error_details_pb2 import RetryInfo
 from grpc_status import rpc_status
 
 from siserve.bundle.errors import SiserveError
-from siserve.client.answer import Answer, make_request
+from siserve.client.answer import Answer, Reply, Score, make_request
 from siserve.client.credentials import Credentials
 from siserve.v1 import admin_pb2, admin_pb2_grpc, dialog_pb2, dialog_pb2_grpc
 
@@ -176,6 +176,103 @@ class Client:
             self._stub.GenerateResponses, request
         )
         return Answer.from_message(message, time.perf_counter() - started)
+
+    def stream(self, request: dialog_pb2.GenerateResponsesRequest) -> Iterator[tuple[int, Reply]]:
+        """Generate responses, each as soon as it is complete.
+
+        Args:
+            request: as `make_request` makes it.
+
+        Yields:
+            The place of a response among the n, and the response.
+
+        Raises:
+            ClientError: with the server's status and message.
+        """
+        call = self._stub.StreamResponses(
+            dialog_pb2.StreamResponsesRequest(generate=request),
+            timeout=self._timeout_s,
+            metadata=self._metadata,
+        )
+        try:
+            for event in call:
+                if event.HasField("response"):
+                    yield event.response.index, Reply.from_message(event.response.response)
+        except grpc.RpcError as error:
+            raise self._failed(error) from None
+        finally:
+            call.cancel()
+
+    def vary(
+        self,
+        request: dialog_pb2.GenerateResponsesRequest,
+        response: str,
+        *,
+        noise_scale: float | None = None,
+    ) -> Answer:
+        """Say a given response in other words.
+
+        Args:
+            request: context and options, as `make_request` makes it.
+            response: the one to vary.
+            noise_scale: 0 stays at one latent, 1 = the posterior, up to 4; None = 1.
+
+        Raises:
+            ClientError: with the server's status and message.
+        """
+        started = time.perf_counter()
+        reply: dialog_pb2.VaryResponseResponse = self._call(
+            self._stub.VaryResponse,
+            dialog_pb2.VaryResponseRequest(
+                generate=request, response=response, noise_scale=noise_scale
+            ),
+        )
+        return Answer.from_message(reply.variants, time.perf_counter() - started)
+
+    def score(
+        self,
+        context: Sequence[tuple[str, str]],
+        responses: Sequence[str],
+        *,
+        num_samples: int | None = None,
+        num_aux: int | None = None,
+        seed: int | None = None,
+        responder: str = "",
+        topic: str = "",
+        model: str = "",
+    ) -> tuple[Score, ...]:
+        """Estimate log p(x|c) of given responses by importance sampling.
+
+        Args:
+            context: (speaker, text) of each turn, oldest first.
+            responses: to score.
+            num_samples: S, for each response; None = 100.
+            num_aux: K of a semi-implicit density's estimate; None = 30.
+            seed: repeats the estimates; None = the server draws one.
+            responder: speaker of the responses; empty = the one who did not speak last.
+            topic: one of those that `get_model` lists; empty = unknown.
+            model: name or name@version; empty = the server's default.
+
+        Returns:
+            One score a response, in their order.
+
+        Raises:
+            ClientError: with the server's status and message.
+        """
+        reply: dialog_pb2.ScoreResponsesResponse = self._call(
+            self._stub.ScoreResponses,
+            dialog_pb2.ScoreResponsesRequest(
+                context=[dialog_pb2.Utterance(speaker=s, text=text) for s, text in context],
+                responses=responses,
+                num_samples=num_samples,
+                num_aux=num_aux,
+                seed=seed,
+                responder=responder,
+                topic=topic,
+                model=model,
+            ),
+        )
+        return tuple(Score(s.log_prob, s.std_error, s.num_tokens) for s in reply.scores)
 
     def get_model(self, model: str = "") -> dialog_pb2.GetModelResponse:
         """Tell what a served model is and which limits hold.

@@ -7,8 +7,8 @@ from pathlib import Path
 from types import TracebackType
 
 from siserve.client.answer import Answer
-from siserve.serving.dialog_model import load_model
 from siserve.serving.engine import EngineOptions
+from siserve.serving.loading import load_model
 from siserve.serving.metrics import Metrics
 from siserve.serving.models import Models, embedded_bundle
 from siserve.serving.requests import RequestLimits

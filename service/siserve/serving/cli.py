@@ -100,6 +100,12 @@ def serve(
         int,
         typer.Option(min=1, envvar="SISERVE_MAX_TOKENS", help="Longest response, at most."),
     ] = 4096,
+    max_score_samples: Annotated[
+        int,
+        typer.Option(
+            min=1, envvar="SISERVE_MAX_SCORE_SAMPLES", help="Samples of one scoring request."
+        ),
+    ] = 6400,
     max_message_bytes: Annotated[
         int,
         typer.Option(min=1024, envvar="SISERVE_MAX_MESSAGE_BYTES", help="Largest message."),
@@ -232,7 +238,14 @@ def serve(
         tls=CertificateFiles.of(tls_cert, tls_key, tls_client_ca),
         insecure=insecure,
         keys=keys_file,
-        limits=RequestLimits(max_responses, max_turns, max_text_bytes, max_name_bytes, max_tokens),
+        limits=RequestLimits(
+            max_responses,
+            max_turns,
+            max_text_bytes,
+            max_name_bytes,
+            max_tokens,
+            max_score_samples,
+        ),
         engine=EngineOptions(max_queue_rows, max_rows, oversample=oversample),
         connections=ConnectionLimits(
             max_message_bytes, max_metadata_bytes, max_streams, idle_seconds, handshake_seconds

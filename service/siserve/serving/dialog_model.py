@@ -7,33 +7,32 @@ answer through it, so that there is one path from text to response.
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from siserve.bundle.context_text import ContextText
 from siserve.bundle.errors import BundleError
-from siserve.bundle.tensors import CONTEXT_TOKENIZER_FILE, TOKENIZER_FILE
 from siserve.bundle.text import Text
-from siserve.bundle.verify import Bundle, open_bundle
+from siserve.bundle.verify import Bundle
 from siserve.serving.diversity import distinct
-from siserve.serving.engine import Engine, EngineOptions, Observer
-from siserve.serving.flight import Context, Generation, Job, Row
+from siserve.serving.engine import Engine
+from siserve.serving.flight import Context, Generation, Job, Row, Variation
+from siserve.serving.given import ScoreRequest, check_score_request, check_variation
 from siserve.serving.requests import (
     DEFAULT_N,
+    Dialog,
     GenerationRequest,
     RequestLimits,
     Turn,
     check_request,
 )
-from siserve.serving.sessions import Device, load_sessions
+from siserve.serving.scoring import ScoreJob, Scores
 from siserve.v1 import dialog_pb2
 
-__all__ = ["DialogModel", "load_model"]
+__all__ = ["DialogModel"]
 
 _WARM_UP = GenerationRequest(
-    turns=(Turn("A", "hello , how are you ?"),),
-    responder="B",
-    topic=0,
+    dialog=Dialog((Turn("A", "hello , how are you ?"),), "B"),
     n=DEFAULT_N,
     seed=0,
     temperature=1.0,
@@ -69,6 +68,35 @@ class DialogModel:
         """The model's name, without its version."""
         return self.bundle.manifest.name
 
+    def check_variation(self, message: dialog_pb2.VaryResponseRequest) -> Variation:
+        """Check the response to vary; the rest of the request is for `check`.
+
+        Raises:
+            InvalidRequest: if a field breaks a limit.
+        """
+        return check_variation(message, self.text, self.limits)
+
+    def check_scores(self, message: dialog_pb2.ScoreResponsesRequest) -> ScoreRequest:
+        """Check every field of a request for scores.
+
+        Raises:
+            InvalidRequest: if a field breaks a limit.
+        """
+        return check_score_request(message, self.bundle.manifest, self.text, self.limits)
+
+    def submit_scores(self, request: ScoreRequest, deadline: float = float("inf")) -> ScoreJob:
+        """Hand a request for scores to the engine; raises what `submit` does."""
+        job = ScoreJob(
+            context=self._context(request.dialog),
+            responses=request.responses,
+            num_samples=request.num_samples,
+            num_aux=request.num_aux,
+            seed=_seed(request.seed),
+            deadline=deadline,
+        )
+        self.engine.submit(job)
+        return job
+
     def check(self, message: dialog_pb2.GenerateResponsesRequest) -> GenerationRequest:
         """Check every field of a request and fill in what it leaves out.
 
@@ -77,12 +105,20 @@ class DialogModel:
         """
         return check_request(message, self.bundle.manifest, self.limits)
 
-    def submit(self, request: GenerationRequest, deadline: float = float("inf")) -> Job:
+    def submit(
+        self,
+        request: GenerationRequest,
+        deadline: float = float("inf"),
+        variation: Variation | None = None,
+        on_rows: Callable[[Sequence[tuple[int, Row]]], None] | None = None,
+    ) -> Job:
         """Hand a request to the engine.
 
         Args:
             request: one that was checked.
             deadline: time.monotonic() after which nobody waits.
+            variation: a response to draw latents around.
+            on_rows: see Job.
 
         Returns:
             The job; its `result` is the future generation.
@@ -92,7 +128,8 @@ class DialogModel:
             QueueFull: if too many responses wait.
             ShuttingDown: if no more requests are taken.
         """
-        job = self._job(request, deadline)
+        job = self._job(request)
+        job.deadline, job.variation, job.on_rows = deadline, variation, on_rows
         self.engine.submit(job)
         return job
 
@@ -100,16 +137,33 @@ class DialogModel:
         """Write down a generation."""
         tokens = [row.tokens for row in generation.rows]
         return dialog_pb2.GenerateResponsesResponse(
-            responses=[self._response(row) for row in generation.rows],
+            responses=[self.response(row) for row in generation.rows],
             distinct_1=distinct(tokens, 1),
             distinct_2=distinct(tokens, 2),
             seed=seed,
             model=self.bundle.manifest.full_name,
-            timings=dialog_pb2.Timings(
-                queue_seconds=generation.queue_seconds,
-                encode_seconds=generation.encode_seconds,
-                decode_seconds=generation.decode_seconds,
+            timings=_timings(generation),
+        )
+
+    def scores(self, job: ScoreJob, scores: Scores) -> dialog_pb2.ScoreResponsesResponse:
+        """Write down estimates."""
+        return dialog_pb2.ScoreResponsesResponse(
+            scores=[
+                dialog_pb2.Score(
+                    log_prob=each.log_prob, std_error=each.std_error, num_tokens=len(ids) - 2
+                )
+                for each, ids in zip(scores.estimates, job.responses, strict=True)
+            ],
+            estimator=(
+                dialog_pb2.ESTIMATOR_IMPORTANCE
+                if scores.by_posterior
+                else dialog_pb2.ESTIMATOR_PRIOR
             ),
+            num_samples=job.num_samples,
+            num_aux=job.num_aux,
+            seed=job.seed,
+            model=self.full_name,
+            timings=_timings(scores),
         )
 
     def describe(self) -> dialog_pb2.GetModelResponse:
@@ -132,6 +186,7 @@ class DialogModel:
                 max_text_bytes=limits.max_text_bytes,
                 max_name_bytes=limits.max_name_bytes,
                 max_tokens=limits.tokens_of(manifest),
+                max_score_samples=limits.max_score_samples,
             ),
             defaults=dialog_pb2.SamplingDefaults(
                 temperature=manifest.sampling.temperature,
@@ -150,7 +205,7 @@ class DialogModel:
             BundleError: if that request fails.
         """
         self.engine.start()
-        job = self._job(_WARM_UP, float("inf"))
+        job = self._job(_WARM_UP)
         try:
             self.engine.submit(job).result()
         except Exception as error:  # whatever a graph raises
@@ -163,28 +218,31 @@ class DialogModel:
         """Stop the engine; see Engine.stop."""
         self.engine.stop(finish)
 
-    def _job(self, request: GenerationRequest, deadline: float) -> Job:
+    def _context(self, dialog: Dialog) -> Context:
         window = self.bundle.manifest.limits.context_utterances
-        recent = request.turns[-window:]
+        recent = dialog.turns[-window:]
         encoded = self.context_text.encode_utterances([turn.text for turn in recent])
         context = self.context_text.context_window(
             [(turn.speaker, ids) for turn, ids in zip(recent, encoded, strict=True)],
-            request.responder,
+            dialog.responder,
             window,
         )
+        return Context(context.utterances, context.floors, dialog.topic)
+
+    def _job(self, request: GenerationRequest) -> Job:
         return Job(
-            context=Context(context.utterances, context.floors, request.topic),
+            context=self._context(request.dialog),
             n=request.n,
-            seed=secrets.randbits(63) if request.seed is None else request.seed,
+            seed=_seed(request.seed),
             temperature=request.temperature,
             top_k=request.top_k,
             top_p=request.top_p,
             max_tokens=request.max_tokens,
             diversity=request.diversity,
-            deadline=deadline,
         )
 
-    def _response(self, row: Row) -> dialog_pb2.Response:
+    def response(self, row: Row) -> dialog_pb2.Response:
+        """Write down one response."""
         return dialog_pb2.Response(
             text=self.text.decode(row.tokens),
             log_prob=row.log_prob,
@@ -195,58 +253,13 @@ class DialogModel:
         )
 
 
-def load_model(
-    path: Path,
-    device: Device,
-    threads: int,
-    limits: RequestLimits,
-    options: EngineOptions,
-    observer: Observer,
-) -> DialogModel:
-    """Check a bundle and load it; start() makes it answer.
-
-    Raises:
-        BundleError: if the bundle cannot be trusted or does not hold a dialog model.
-        UsageError: if the device cannot be had.
-    """
-    bundle = open_bundle(path)
-    manifest = bundle.manifest
-    if manifest.task != "dialog":
-        raise BundleError(f"{path.name} holds a model of task {manifest.task!r}, expected 'dialog'")
-    text = _load_text(bundle)
-    context_text = _load_context_text(bundle) or text
-    sessions = load_sessions(bundle, device, threads)
-    engine = Engine(sessions, manifest, options, observer)
-    return DialogModel(bundle, text, context_text, engine, limits, sessions.device)
+def _seed(asked: int | None) -> int:
+    return secrets.randbits(63) if asked is None else asked
 
 
-def _load_text(bundle: Bundle) -> Text:
-    manifest = bundle.manifest
-    try:
-        text = Text.from_file(bundle.file(TOKENIZER_FILE), manifest.limits.utterance_tokens)
-    except Exception as error:  # tokenizers raises plain Exception
-        raise BundleError(
-            f"{TOKENIZER_FILE} cannot be read ({error}); export the model again", TOKENIZER_FILE
-        ) from None
-    found = (text.size, text.tokens.start, text.tokens.end)
-    expected = (manifest.sizes.vocabulary, manifest.tokens.start, manifest.tokens.end)
-    if found != expected:
-        raise BundleError(
-            f"{TOKENIZER_FILE} has size, <s> and </s> {found}, the manifest says {expected}; "
-            "export the model again",
-            TOKENIZER_FILE,
-        )
-    return text
-
-
-def _load_context_text(bundle: Bundle) -> ContextText | None:
-    """Load the tokenizer of the bundle's pretrained context encoder, if it has one."""
-    if not bundle.has(CONTEXT_TOKENIZER_FILE):
-        return None
-    try:
-        return ContextText.from_file(bundle.file(CONTEXT_TOKENIZER_FILE))
-    except Exception as error:  # tokenizers raises plain Exception
-        raise BundleError(
-            f"{CONTEXT_TOKENIZER_FILE} cannot be read ({error}); export the model again",
-            CONTEXT_TOKENIZER_FILE,
-        ) from None
+def _timings(done: Generation | Scores) -> dialog_pb2.Timings:
+    return dialog_pb2.Timings(
+        queue_seconds=done.queue_seconds,
+        encode_seconds=done.encode_seconds,
+        decode_seconds=done.decode_seconds,
+    )

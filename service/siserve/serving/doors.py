@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import aclosing, asynccontextmanager
 from typing import Any, NoReturn, cast
 
 import grpc
 from google.protobuf import message_factory
-from google.protobuf.descriptor import ServiceDescriptor
+from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import Message
 
 from siserve.serving.calls import Call, OpenCalls
@@ -25,7 +26,7 @@ from siserve.serving.requests import parse
 from siserve.serving.status import code_of, details_of
 from siserve.v1 import admin_pb2, dialog_pb2
 
-__all__ = ["ADMIN", "DIALOG", "SERVICE", "service_handler"]
+__all__ = ["ADMIN", "DIALOG", "SERVICE", "Hall", "service_handler"]
 
 DIALOG = dialog_pb2.DESCRIPTOR.services_by_name["DialogService"]
 ADMIN = admin_pb2.DESCRIPTOR.services_by_name["AdminService"]
@@ -34,75 +35,95 @@ SERVICE = DIALOG.full_name
 _log = logging.getLogger(__name__)
 
 Context = grpc.aio.ServicerContext[Any, Any]
-Answer = Callable[[Any, Call], Awaitable[Message]]
+Answer = Callable[[Message, Call], Any]
 
 
 def service_handler(
-    service: ServiceDescriptor,
-    servicers: Mapping[str, object],
-    metrics: Metrics,
-    calls: OpenCalls,
-    gate: Gate,
+    service: ServiceDescriptor, servicers: Mapping[str, object], hall: Hall
 ) -> grpc.GenericRpcHandler[Any, Any]:
-    """Make the handler of every unary method of a service.
+    """Make the handler of every method of a service that takes one message.
 
     Args:
         service: as its proto describes it.
         servicers: by the service's name, once calls are taken, what has an async method for each
-            method of the proto, by its name.
+            method of the proto, by its name; an async generator where the proto streams.
+        hall: what every call passes.
+    """
+
+    def handler(method: MethodDescriptor) -> grpc.RpcMethodHandler[Any, Any]:
+        kind = message_factory.GetMessageClass(method.input_type)
+
+        def answer(message: Message, call: Call) -> Any:
+            return getattr(servicers[service.full_name], method.name)(message, call)
+
+        if method.server_streaming:
+            return grpc.unary_stream_rpc_method_handler(
+                _stream_door(method.name, kind, answer, hall),
+                request_deserializer=None,
+                response_serializer=None,
+            )
+        return grpc.unary_unary_rpc_method_handler(
+            _door(method.name, kind, answer, hall),
+            request_deserializer=None,
+            response_serializer=None,
+        )
+
+    return grpc.method_handlers_generic_handler(
+        service.full_name, {method.name: handler(method) for method in service.methods}
+    )
+
+
+def _door(
+    name: str, kind: type[Message], answer: Answer, hall: Hall
+) -> Callable[[bytes, Context], Awaitable[bytes]]:
+    async def pass_through(serialized: bytes, context: Context) -> bytes:
+        reply = b""
+        async with hall.passage(name, context) as call:
+            message: Message = await answer(parse(kind, serialized), call)
+            reply = message.SerializeToString()
+        return reply
+
+    return pass_through
+
+
+def _stream_door(
+    name: str, kind: type[Message], answer: Answer, hall: Hall
+) -> Callable[[bytes, Context], AsyncIterator[bytes]]:
+    async def pass_through(serialized: bytes, context: Context) -> AsyncIterator[bytes]:
+        async with hall.passage(name, context) as call:
+            async with aclosing(answer(parse(kind, serialized), call)) as messages:
+                async for message in messages:
+                    yield message.SerializeToString()
+
+    return pass_through
+
+
+class Hall:
+    """What every call passes, whatever it asks: the gate, the counters, the naming of errors.
+
+    Args:
         metrics: told of each call's status and time.
         calls: told of each call's begin and end.
         gate: says who calls, before a message is parsed.
     """
 
-    def answer(name: str) -> Answer:
-        async def ask_servicer(message: Message, call: Call) -> Message:
-            method: Answer = getattr(servicers[service.full_name], name)
-            return await method(message, call)
+    def __init__(self, metrics: Metrics, calls: OpenCalls, gate: Gate) -> None:
+        """Keep them."""
+        self._metrics, self._calls, self._gate = metrics, calls, gate
 
-        return ask_servicer
-
-    return grpc.method_handlers_generic_handler(
-        service.full_name,
-        {
-            method.name: grpc.unary_unary_rpc_method_handler(
-                _door(
-                    method.name,
-                    message_factory.GetMessageClass(method.input_type),
-                    answer(method.name),
-                    metrics,
-                    calls,
-                    gate,
-                ),
-                request_deserializer=None,
-                response_serializer=None,
-            )
-            for method in service.methods
-        },
-    )
-
-
-def _door(
-    name: str,
-    kind: type[Message],
-    answer: Answer,
-    metrics: Metrics,
-    calls: OpenCalls,
-    gate: Gate,
-) -> Callable[[bytes, Context], Awaitable[bytes]]:
-    async def pass_through(serialized: bytes, context: Context) -> bytes:
+    @asynccontextmanager
+    async def passage(self, name: str, context: Context) -> AsyncIterator[Call]:
+        """Let a call through; what goes wrong in it ends it with its status."""
         started = time.perf_counter()
         code = grpc.StatusCode.OK
-        context.add_done_callback(lambda _: calls.end())  # type: ignore[arg-type]
+        context.add_done_callback(lambda _: self._calls.end())  # type: ignore[arg-type]
         try:
-            calls.begin()
-            call = _call(context, gate)
-            reply = await answer(parse(kind, serialized), call)
-            return reply.SerializeToString()
+            self._calls.begin()
+            yield _call(context, self._gate)
         except RequestError as error:
             code = code_of(error)
             await _abort(context, code, str(error), details_of(error))
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, GeneratorExit):
             code = _reason_of_cancel(context)
             raise
         except Exception:
@@ -110,9 +131,7 @@ def _door(
             _log.exception("%s failed", name)
             await _abort(context, code, "the server failed on this request; see its log")
         finally:
-            metrics.call_answered(name, code.name, time.perf_counter() - started)
-
-    return pass_through
+            self._metrics.call_answered(name, code.name, time.perf_counter() - started)
 
 
 def _call(context: Context, gate: Gate) -> Call:

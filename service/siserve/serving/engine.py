@@ -14,13 +14,14 @@ import time
 from collections import deque
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, overload
 
 import numpy as np
 
 from siserve.bundle.manifest import Manifest
 from siserve.serving.errors import DeadlinePassed, QueueFull, RequestCancelled, ShuttingDown
 from siserve.serving.flight import Flight, Generation, Job, row_axis
+from siserve.serving.scoring import BLOCK_ROWS, ScoreJob, Scores, Scoring
 from siserve.serving.sessions import Sessions
 
 __all__ = ["Engine", "EngineOptions", "Observer"]
@@ -50,8 +51,10 @@ class EngineOptions:
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
 
-    def rows_of(self, job: Job) -> int:
-        """Count the rows that a job takes: its n responses, or the candidates to choose n from."""
+    def rows_of(self, job: Job | ScoreJob) -> int:
+        """Count the rows of a job: its n responses, the candidates to choose n from, or samples."""
+        if isinstance(job, ScoreJob):
+            return job.num_rows
         if job.diversity == 0:
             return job.n
         return max(job.n, min(self.oversample * job.n, self.max_rows))
@@ -81,13 +84,13 @@ class Engine:
         self._manifest = manifest
         self._options = options
         self._observer = observer
-        self._waiting: deque[Job] = deque()
+        self._waiting: deque[Job | ScoreJob] = deque()
         self._waiting_rows = 0
         self._pace = _Pace()
         self._progress = time.monotonic()
         self._wake = threading.Condition()
         self._accepts = True
-        self._running: list[Flight] = []
+        self._running: list[Flight | Scoring] = []
         self._thread = threading.Thread(target=self._loop, name="siserve-engine", daemon=True)
 
     def start(self) -> None:
@@ -101,7 +104,13 @@ class Engine:
             return 0.0
         return time.monotonic() - self._progress
 
-    def submit(self, job: Job) -> Future[Generation]:
+    @overload
+    def submit(self, job: Job) -> Future[Generation]: ...
+
+    @overload
+    def submit(self, job: ScoreJob) -> Future[Scores]: ...
+
+    def submit(self, job: Job | ScoreJob) -> Future[Generation] | Future[Scores]:
         """Queue a job.
 
         Raises:
@@ -167,8 +176,12 @@ class Engine:
                     return
             self._admit()
             self._drop_abandoned()
-            if self._running:
-                self._decode_chunk()
+            decoding = [flight for flight in self._running if isinstance(flight, Flight)]
+            if decoding:
+                self._decode_chunk(decoding)
+            scoring = next((each for each in self._running if isinstance(each, Scoring)), None)
+            if scoring is not None:
+                self._score_block(scoring)
             self._observer.rows_changed(sum(flight.num_rows for flight in self._running))
 
     def _admit(self) -> None:
@@ -178,15 +191,19 @@ class Engine:
                 rows = sum(flight.num_rows for flight in self._running)
                 if not self._waiting:
                     return
-                needed = self._options.rows_of(self._waiting[0])
+                job, waiting = self._waiting[0], self._options.rows_of(self._waiting[0])
+                needed = min(waiting, BLOCK_ROWS) if isinstance(job, ScoreJob) else waiting
                 if self._running and rows + needed > self._options.max_rows:
                     return
-                job = self._waiting.popleft()
-                self._queue_changed(-needed)
+                self._waiting.popleft()
+                self._queue_changed(-waiting)
             if _settle_abandoned(job):
                 continue
             try:
-                self._running.append(Flight(job, needed, self._sessions, self._manifest))
+                if isinstance(job, ScoreJob):
+                    self._running.append(Scoring(job, self._sessions, self._manifest))
+                else:
+                    self._running.append(Flight(job, needed, self._sessions, self._manifest))
             except Exception as error:  # whatever a graph raises belongs to this job alone
                 _log.exception("encoding failed")
                 job.result.set_exception(error)
@@ -203,8 +220,25 @@ class Engine:
             self._waiting = deque(left)
             self._queue_changed(sum(map(self._options.rows_of, left)) - self._waiting_rows)
 
-    def _decode_chunk(self) -> None:
-        flights = self._running
+    def _score_block(self, scoring: Scoring) -> None:
+        """Weigh one block of samples of one request; the others have their turn in between."""
+        rows, before = scoring.num_rows, scoring.decode_seconds
+        try:
+            scoring.advance()
+        except Exception as error:  # whatever a graph raises belongs to this job alone
+            _log.exception("scoring failed")
+            self._running.remove(scoring)
+            scoring.job.result.set_exception(error)
+            return
+        self._observer.batch_ran(rows)
+        self._pace.observe(rows, scoring.decode_seconds - before)
+        self._running.remove(scoring)
+        if scoring.num_rows:
+            self._running.append(scoring)  # behind the others
+        else:
+            scoring.job.result.set_result(scoring.scores())
+
+    def _decode_chunk(self, flights: list[Flight]) -> None:
         num_rows = sum(flight.num_rows for flight in flights)
         num_steps = self._options.chunk_steps
         started = time.perf_counter()
@@ -218,7 +252,7 @@ class Engine:
             )
         except Exception as error:  # the jobs fail, the engine goes on
             _log.exception("decoding failed")
-            self._running = []
+            self._running = [each for each in self._running if isinstance(each, Scoring)]
             for flight in flights:
                 flight.job.result.set_exception(error)
             return
@@ -229,7 +263,7 @@ class Engine:
             rows = slice(first, first + flight.num_rows)
             first += flight.num_rows
             flight.take(tokens[:, rows], log_probs[:, rows], state[rows], seconds)
-        self._running = [flight for flight in flights if flight.num_rows]
+        self._running = [each for each in self._running if each.num_rows]
         self._pace.observe(num_rows - sum(flight.num_rows for flight in flights), seconds)
         for flight in flights:
             if not flight.num_rows:
@@ -253,7 +287,7 @@ class _Pace:
         return min(10.0, max(0.05, rows * self._seconds / max(self._rows, 0.01)))
 
 
-def _settle_abandoned(job: Job) -> bool:
+def _settle_abandoned(job: Job | ScoreJob) -> bool:
     """End a job that nobody waits for any more."""
     if job.is_cancelled:
         job.result.set_exception(RequestCancelled("the request was cancelled"))

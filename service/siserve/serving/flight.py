@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from siserve.bundle.manifest import Manifest
+from siserve.bundle.manifest import Manifest, Sizes
 from siserve.bundle.selection import consensus, select_diverse
 from siserve.serving import noise
-from siserve.serving.sessions import Sessions
+from siserve.serving.sessions import AnyArray, Sessions
 
-__all__ = ["Context", "Flight", "Generation", "Job", "Row", "row_axis"]
+__all__ = [
+    "Context",
+    "Flight",
+    "Generation",
+    "Job",
+    "Row",
+    "Variation",
+    "encode_context",
+    "row_axis",
+]
 
 
 @dataclass(frozen=True)
@@ -57,11 +67,27 @@ class Generation:
     decode_seconds: float
 
 
+@dataclass(frozen=True)
+class Variation:
+    """A response to draw latents around.
+
+    Attributes:
+        response: ids from <s> to </s>.
+        noise_scale: of the posterior's noise; 1 = the posterior itself.
+    """
+
+    response: tuple[int, ...]
+    noise_scale: float = 1.0
+
+
 @dataclass
 class Job:
     """One request to the engine.
 
     Attributes:
+        variation: latents come from the posterior of this response; None = from the prior.
+        on_rows: told in the engine's thread which responses are complete, by their indices; never
+            where they are chosen among more.
         diversity: above 0 the n responses are chosen among more candidates.
         deadline: time.monotonic() after which nobody waits for the result.
         result: filled by the engine: the generation, or the error that ended it.
@@ -75,6 +101,8 @@ class Job:
     top_p: float
     max_tokens: int
     diversity: float = 0.0
+    variation: Variation | None = None
+    on_rows: Callable[[Sequence[tuple[int, Row]]], None] | None = None
     deadline: float = float("inf")
     result: Future[Generation] = field(default_factory=Future)
     submitted: float = 0.0
@@ -97,10 +125,9 @@ class Flight:
         self.queue_seconds = time.monotonic() - job.submitted
         started = time.perf_counter()
         self._alive = np.arange(num_candidates)
-        (c,) = sessions.context_encoder.run(_encoder_inputs(job.context, manifest.tokens.pad))
+        c = encode_context(sessions, job.context, manifest.tokens.pad)
         self._c = np.repeat(c, num_candidates, axis=0)  # (R, C)
-        eps_z = noise.normals(job.seed, self._alive, manifest.sizes.prior_noise)  # (R, P)
-        (self._z,) = sessions.prior.run({"c": self._c, "eps_z": eps_z})
+        self._z = _draw_latents(job, self._alive, self._c, sessions, manifest.sizes)  # (R, D)
         self.encode_seconds = time.perf_counter() - started
         self.decode_seconds = 0.0
         self._state = np.zeros((num_candidates, manifest.sizes.state), dtype=np.float32)
@@ -146,31 +173,54 @@ class Flight:
         goes_on = tokens[-1] != self._end
         if self._step == self.job.max_tokens:
             goes_on = np.zeros_like(goes_on)
+        if self.job.on_rows is not None and not self.job.diversity:
+            ended = self._alive[~goes_on].tolist()
+            if ended:
+                self.job.on_rows([(index, self._row(index)) for index in ended])
         self._alive = self._alive[goes_on]
         self._c, self._z = self._c[goes_on], self._z[goes_on]
         self._state, self._token = state[goes_on], tokens[-1][goes_on]
 
     def generation(self) -> Generation:
         """Return the responses, in the order of their latents or, with diversity, of choice."""
-        rows = [
-            _row(tokens, log_probs, self._end)
-            for tokens, log_probs in zip(self._tokens, self._log_probs, strict=True)
-        ]
+        rows = [self._row(index) for index in range(len(self._tokens))]
         if self.job.diversity:
             started = time.perf_counter()
             rows = _choose(rows, self.job.n, self.job.diversity)
             self.decode_seconds += time.perf_counter() - started
         return Generation(tuple(rows), self.queue_seconds, self.encode_seconds, self.decode_seconds)
 
+    def _row(self, index: int) -> Row:
+        tokens, log_probs = self._tokens[index], self._log_probs[index]
+        (ends,) = np.nonzero(tokens == self._end)
+        length = int(ends[0]) if len(ends) else len(tokens)
+        return Row(
+            tuple(tokens[:length].tolist()),
+            float(log_probs[: length + 1].sum(dtype=np.float64)),
+            bool(len(ends)),
+        )
 
-def _row(tokens: NDArray[np.int64], log_probs: NDArray[np.float32], end: int) -> Row:
-    (ends,) = np.nonzero(tokens == end)
-    length = int(ends[0]) if len(ends) else len(tokens)
-    return Row(
-        tuple(tokens[:length].tolist()),
-        float(log_probs[: length + 1].sum(dtype=np.float64)),
-        bool(len(ends)),
+
+def _draw_latents(
+    job: Job, rows: NDArray[np.int64], c: AnyArray, sessions: Sessions, sizes: Sizes
+) -> AnyArray:
+    """Draw z for each row from the prior, or around the response that is varied, (R, D)."""
+    if job.variation is None:
+        eps_z = noise.normals(job.seed, rows, sizes.prior_noise)  # (R, P)
+        (z,) = sessions.prior.run({"c": c, "eps_z": eps_z})
+        return z
+    scale = np.float32(job.variation.noise_scale)
+    eps_z = scale * noise.normals(job.seed, rows, sizes.latent, noise.Purpose.POSTERIOR)
+    eps_lam = scale * noise.normals(job.seed, rows, sizes.noise, noise.Purpose.LAMBDA)
+    z, _, _ = sessions.si_sampler.run(
+        {
+            "c": c,
+            "response": np.tile(job.variation.response, (len(rows), 1)),  # (R, T)
+            "eps_lam": eps_lam[:, None],  # (R, 1, E): no auxiliary, no density is asked for
+            "eps_z": eps_z,
+        }
     )
+    return z
 
 
 def _choose(candidates: list[Row], n: int, diversity: float) -> list[Row]:
@@ -181,6 +231,12 @@ def _choose(candidates: list[Row], n: int, diversity: float) -> list[Row]:
 def row_axis(name: str) -> int:
     """Axis of a decoder input along which rows lie."""
     return 1 if name in ("uniform", "forced") else 0
+
+
+def encode_context(sessions: Sessions, context: Context, pad: int) -> AnyArray:
+    """Return c of a dialog, (1, C)."""
+    (c,) = sessions.context_encoder.run(_encoder_inputs(context, pad))
+    return c
 
 
 def _encoder_inputs(context: Context, pad: int) -> dict[str, NDArray[np.generic]]:

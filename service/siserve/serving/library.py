@@ -18,8 +18,9 @@ from pathlib import Path
 from siserve.bundle.errors import BundleError, SiserveError
 from siserve.bundle.manifest import parse_manifest
 from siserve.bundle.tensors import MANIFEST_FILE
-from siserve.serving.dialog_model import DialogModel, load_model
+from siserve.serving.dialog_model import DialogModel
 from siserve.serving.errors import NotPossible, UnknownModel
+from siserve.serving.loading import load_model
 from siserve.serving.metrics import Metrics
 from siserve.serving.models import Models, embedded_bundle
 from siserve.serving.options import ServerOptions

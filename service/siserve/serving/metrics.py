@@ -134,11 +134,15 @@ class Metrics:
         self._requests.labels(method, code).inc()
         self._request_seconds.labels(method).observe(seconds)
 
+    def timed(self, timings: dialog_pb2.Timings) -> None:
+        """Observe the stages of one request."""
+        self._queue_seconds.observe(timings.queue_seconds)
+        self._encode_seconds.observe(timings.encode_seconds)
+        self._decode_seconds.observe(timings.decode_seconds)
+
     def generated(self, model: str, reply: dialog_pb2.GenerateResponsesResponse) -> None:
         """Observe the stages and the result of one generation."""
-        self._queue_seconds.observe(reply.timings.queue_seconds)
-        self._encode_seconds.observe(reply.timings.encode_seconds)
-        self._decode_seconds.observe(reply.timings.decode_seconds)
+        self.timed(reply.timings)
         self._responses.labels(model).inc(len(reply.responses))
         self._tokens.labels(model).inc(sum(r.num_tokens for r in reply.responses))
         self._distinct[0].labels(model).observe(reply.distinct_1)

@@ -26,6 +26,7 @@ class Purpose(IntEnum):
     LATENT = 0
     TOKEN = 1
     POSTERIOR = 2
+    LAMBDA = 3
 
 
 def philox(counter: NDArray[np.uint64], seed: int) -> NDArray[np.uint64]:

@@ -13,9 +13,20 @@ from google.protobuf.message import DecodeError, Message
 from siserve.bundle.manifest import Manifest
 from siserve.bundle.wire import WireError, as_message, as_text, fields
 from siserve.serving.errors import InvalidRequest
-from siserve.v1.dialog_pb2 import GenerateResponsesRequest
+from siserve.v1.dialog_pb2 import GenerateResponsesRequest, ScoreResponsesRequest, Utterance
 
-__all__ = ["DEFAULT_N", "GenerationRequest", "RequestLimits", "Turn", "check_request", "parse"]
+__all__ = [
+    "DEFAULT_N",
+    "Dialog",
+    "GenerationRequest",
+    "RequestLimits",
+    "Turn",
+    "check_dialog",
+    "check_request",
+    "check_size",
+    "parse",
+    "within",
+]
 
 DEFAULT_N = 5
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 10.0
@@ -33,6 +44,7 @@ class RequestLimits:
     max_text_bytes: int = 16 << 10
     max_name_bytes: int = 256
     max_tokens: int = 4096
+    max_score_samples: int = 6400
 
     def __post_init__(self) -> None:
         """Refuse limits under which no request could pass."""
@@ -54,21 +66,31 @@ class Turn:
 
 
 @dataclass(frozen=True)
+class Dialog:
+    """The dialog of a request.
+
+    Attributes:
+        turns: so far, oldest first.
+        responder: speaker of the responses.
+        topic: id of the topic, 0 = unknown.
+    """
+
+    turns: tuple[Turn, ...]
+    responder: str
+    topic: int = 0
+
+
+@dataclass(frozen=True)
 class GenerationRequest:
     """A request that keeps every limit; options that it left out are filled in.
 
     Attributes:
-        turns: the dialog so far, oldest first.
-        responder: speaker of the responses.
-        topic: id of the topic, 0 = unknown.
         n: number of responses.
         seed: key of all noise; None = draw one.
         diversity: 0 = as drawn; above it, up to 1 = chosen among more candidates.
     """
 
-    turns: tuple[Turn, ...]
-    responder: str
-    topic: int
+    dialog: Dialog
     n: int
     seed: int | None
     temperature: float
@@ -107,15 +129,10 @@ def check_request(
         InvalidRequest: naming the first field that breaks a limit.
     """
     n = _number(message, "n", min(DEFAULT_N, limits.max_responses), 1, limits.max_responses)
-    _check_context(message, limits)
-    for name in ("responder", "topic", "model"):
-        _check_size(name, getattr(message, name), limits.max_name_bytes)
+    dialog = check_dialog(message, manifest, limits)
     defaults, most_tokens = manifest.sampling, limits.tokens_of(manifest)
-    turns = tuple(Turn(utterance.speaker, utterance.text) for utterance in message.context)
     return GenerationRequest(
-        turns=turns,
-        responder=message.responder or other_speaker(turns),
-        topic=_topic_id(message.topic, manifest.features.topics),
+        dialog=dialog,
         n=n,
         seed=message.seed if message.HasField("seed") else None,
         temperature=_temperature(message, defaults.temperature),
@@ -128,6 +145,27 @@ def check_request(
     )
 
 
+def check_dialog(
+    message: GenerateResponsesRequest | ScoreResponsesRequest,
+    manifest: Manifest,
+    limits: RequestLimits,
+) -> Dialog:
+    """Check the dialog of a request and the names in it.
+
+    Raises:
+        InvalidRequest: naming the first field that breaks a limit.
+    """
+    _check_context(message.context, limits)
+    for name in ("responder", "topic", "model"):
+        check_size(name, getattr(message, name), limits.max_name_bytes)
+    turns = tuple(Turn(utterance.speaker, utterance.text) for utterance in message.context)
+    return Dialog(
+        turns=turns,
+        responder=message.responder or other_speaker(turns),
+        topic=_topic_id(message.topic, manifest.features.topics),
+    )
+
+
 def other_speaker(turns: Sequence[Turn]) -> str:
     """Name who spoke last among those who did not speak the last turn.
 
@@ -137,8 +175,8 @@ def other_speaker(turns: Sequence[Turn]) -> str:
     return next((t.speaker for t in reversed(turns) if t.speaker != last), f"not {last}")
 
 
-def _check_context(message: GenerateResponsesRequest, limits: RequestLimits) -> None:
-    num_turns = len(message.context)
+def _check_context(context: Sequence[Utterance], limits: RequestLimits) -> None:
+    num_turns = len(context)
     if not num_turns:
         raise InvalidRequest("context", "is empty; send at least one turn")
     if num_turns > limits.max_turns:
@@ -147,8 +185,8 @@ def _check_context(message: GenerateResponsesRequest, limits: RequestLimits) -> 
             f"has {num_turns} turns, at most {limits.max_turns} are taken; send the last ones",
         )
     total = 0
-    for index, utterance in enumerate(message.context):
-        _check_size(f"context[{index}].speaker", utterance.speaker, limits.max_name_bytes)
+    for index, utterance in enumerate(context):
+        check_size(f"context[{index}].speaker", utterance.speaker, limits.max_name_bytes)
         total += len(utterance.text.encode())
         if total > limits.max_text_bytes:
             raise InvalidRequest(
@@ -159,7 +197,12 @@ def _check_context(message: GenerateResponsesRequest, limits: RequestLimits) -> 
             raise InvalidRequest(f"context[{index}].text", "is empty; leave such a turn out")
 
 
-def _check_size(field: str, value: str, max_bytes: int) -> None:
+def check_size(field: str, value: str, max_bytes: int) -> None:
+    """Check the length of a text in UTF-8.
+
+    Raises:
+        InvalidRequest: naming the field, if it is longer.
+    """
     size = len(value.encode())
     if size > max_bytes:
         raise InvalidRequest(field, f"has {size} bytes, at most {max_bytes} are taken")
@@ -168,7 +211,15 @@ def _check_size(field: str, value: str, max_bytes: int) -> None:
 def _number(
     message: GenerateResponsesRequest, field: str, default: int, low: int, high: int
 ) -> int:
-    value = int(getattr(message, field)) if message.HasField(field) else default
+    return within(field, getattr(message, field) if message.HasField(field) else default, low, high)
+
+
+def within(field: str, value: int, low: int, high: int) -> int:
+    """Check a number.
+
+    Raises:
+        InvalidRequest: naming the field, if it lies outside.
+    """
     if not low <= value <= high:
         raise InvalidRequest(field, f"must be from {low} to {high}, got {value}")
     return value

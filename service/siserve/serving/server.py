@@ -15,7 +15,7 @@ from siserve.bundle.errors import SiserveError, UsageError
 from siserve.serving.admin import AdminServicer
 from siserve.serving.calls import OpenCalls
 from siserve.serving.dialog_model import DialogModel
-from siserve.serving.doors import ADMIN, DIALOG, service_handler
+from siserve.serving.doors import ADMIN, DIALOG, Hall, service_handler
 from siserve.serving.gate import Gate, ReflectionGuard, check_exposure, is_loopback
 from siserve.serving.health import Health
 from siserve.serving.keys import Keyring
@@ -70,7 +70,7 @@ async def _serve(options: ServerOptions, announce: Callable[[str], None]) -> int
     scraped = serve_metrics(metrics.registry, probes, options.metrics_host, options.metrics_port)
     try:
         calls = OpenCalls()
-        servicers = _add_services(server, options, metrics, calls, gate)
+        servicers = _add_services(server, options, Hall(metrics, calls, gate))
         await state.begin()
         await server.start()
         library = await asyncio.to_thread(open_library, options, metrics)
@@ -101,17 +101,11 @@ async def _serve(options: ServerOptions, announce: Callable[[str], None]) -> int
         scraped.stop()
 
 
-def _add_services(
-    server: grpc.aio.Server,
-    options: ServerOptions,
-    metrics: Metrics,
-    calls: OpenCalls,
-    gate: Gate,
-) -> dict[str, object]:
+def _add_services(server: grpc.aio.Server, options: ServerOptions, hall: Hall) -> dict[str, object]:
     """Add the services; return where their servicers belong once there are models."""
     services = [DIALOG, ADMIN] if options.admin else [DIALOG]
     servicers: dict[str, object] = {}
-    handlers = [service_handler(each, servicers, metrics, calls, gate) for each in services]
+    handlers = [service_handler(each, servicers, hall) for each in services]
     server.add_generic_rpc_handlers(tuple(handlers))
     if options.tells_api:
         names = [each.full_name for each in services]

@@ -3,15 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from typing import Protocol, TypeVar
 
 from siserve.serving.admission import RateLimiter
 from siserve.serving.calls import Call
+from siserve.serving.dialog_model import DialogModel
+from siserve.serving.errors import InvalidRequest
+from siserve.serving.flight import Row, Variation
 from siserve.serving.metrics import Metrics
 from siserve.serving.models import Models
 from siserve.serving.options import ServerOptions
+from siserve.serving.requests import GenerationRequest
 from siserve.v1 import dialog_pb2
 
 __all__ = ["DialogServicer"]
+
+Result = TypeVar("Result")
+
+
+class _Job(Protocol[Result]):
+    @property
+    def result(self) -> Future[Result]: ...
+
+    def cancel(self) -> None: ...
 
 
 class DialogServicer:
@@ -30,14 +47,79 @@ class DialogServicer:
         """Generate responses; a call that its client gives up stops its decoding."""
         model = self._models.find(message.model)
         request = model.check(message)
+        return await self._generate(model, request, call)
+
+    async def VaryResponse(
+        self, message: dialog_pb2.VaryResponseRequest, call: Call
+    ) -> dialog_pb2.VaryResponseResponse:
+        """Generate responses around a given one."""
+        with _fields_of("generate"):
+            model = self._models.find(message.generate.model)
+            request = model.check(message.generate)
+        variation = model.check_variation(message)
+        variants = await self._generate(model, request, call, variation)
+        return dialog_pb2.VaryResponseResponse(variants=variants)
+
+    async def StreamResponses(
+        self, message: dialog_pb2.StreamResponsesRequest, call: Call
+    ) -> AsyncIterator[dialog_pb2.StreamResponsesResponse]:
+        """Generate responses, each told as it completes."""
+        with _fields_of("generate"):
+            model = self._models.find(message.generate.model)
+            request = model.check(message.generate)
         self._limiter.take(call.caller.name, request.n)
-        job = model.submit(request, call.deadline)
+        loop = asyncio.get_running_loop()
+        complete: asyncio.Queue[Sequence[tuple[int, Row]]] = asyncio.Queue()
+
+        def put(rows: Sequence[tuple[int, Row]]) -> None:  # in the engine's thread
+            loop.call_soon_threadsafe(complete.put_nowait, rows)
+
+        job = model.submit(request, call.deadline, on_rows=put)
+        job.result.add_done_callback(lambda _: put(()))
         try:
-            generation = await asyncio.wrap_future(job.result)
-        except asyncio.CancelledError:
+            while rows := await complete.get():
+                for index, row in rows:
+                    yield _streamed(index, model.response(row))
+            generation = job.result.result()
+        finally:
             job.cancel()
-            raise
         reply = model.reply(job.seed, generation)
+        if request.diversity:
+            for index, response in enumerate(reply.responses):
+                yield _streamed(index, response)
+        self._metrics.generated(model.name, reply)
+        yield dialog_pb2.StreamResponsesResponse(
+            end=dialog_pb2.StreamEnd(
+                distinct_1=reply.distinct_1,
+                distinct_2=reply.distinct_2,
+                seed=reply.seed,
+                model=reply.model,
+                timings=reply.timings,
+            )
+        )
+
+    async def ScoreResponses(
+        self, message: dialog_pb2.ScoreResponsesRequest, call: Call
+    ) -> dialog_pb2.ScoreResponsesResponse:
+        """Estimate the log probability of given responses."""
+        model = self._models.find(message.model)
+        request = model.check_scores(message)
+        self._limiter.take(call.caller.name, len(request.responses) * request.num_samples)
+        job = model.submit_scores(request, call.deadline)
+        reply = model.scores(job, await _finished(job))
+        self._metrics.timed(reply.timings)
+        return reply
+
+    async def _generate(
+        self,
+        model: DialogModel,
+        request: GenerationRequest,
+        call: Call,
+        variation: Variation | None = None,
+    ) -> dialog_pb2.GenerateResponsesResponse:
+        self._limiter.take(call.caller.name, request.n)
+        job = model.submit(request, call.deadline, variation)
+        reply = model.reply(job.seed, await _finished(job))
         self._metrics.generated(model.name, reply)
         return reply
 
@@ -48,6 +130,29 @@ class DialogServicer:
         reply = self._models.find(message.model).describe()
         reply.server_limits.CopyFrom(_server_limits(self._options))
         return reply
+
+
+async def _finished(job: _Job[Result]) -> Result:
+    """Wait for a job's result; whoever waits no more stops its work."""
+    try:
+        return await asyncio.wrap_future(job.result)
+    except asyncio.CancelledError:
+        job.cancel()
+        raise
+
+
+@contextmanager
+def _fields_of(field: str) -> Iterator[None]:
+    """Name fields of a message within another by their path."""
+    try:
+        yield
+    except InvalidRequest as error:
+        raise InvalidRequest(f"{field}.{error.field}", error.problem) from None
+
+
+def _streamed(index: int, response: dialog_pb2.Response) -> dialog_pb2.StreamResponsesResponse:
+    streamed = dialog_pb2.StreamedResponse(index=index, response=response)
+    return dialog_pb2.StreamResponsesResponse(response=streamed)
 
 
 def _server_limits(options: ServerOptions) -> dialog_pb2.ServerLimits:

@@ -12,10 +12,10 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from siserve.bundle.errors import BundleError, UsageError
-from siserve.bundle.tensors import CONTEXT_ENCODER, DECODER, PRIOR, Graph
+from siserve.bundle.tensors import CONTEXT_ENCODER, DECODER, PRIOR, SI_SAMPLER, Graph
 from siserve.bundle.verify import Bundle
 
-__all__ = ["Device", "Sessions", "default_threads", "load_sessions"]
+__all__ = ["AnyArray", "Device", "Sessions", "default_threads", "load_sessions"]
 
 Device = Literal["auto", "cuda", "cpu"]
 AnyArray = NDArray[Any]
@@ -41,10 +41,11 @@ class GraphSession:
 
 @dataclass(frozen=True)
 class Sessions:
-    """The graphs that answering takes, ready to run."""
+    """The graphs of a bundle, ready to run."""
 
     context_encoder: GraphSession
     prior: GraphSession
+    si_sampler: GraphSession
     decoder: GraphSession
     device: Literal["cuda", "cpu"]
 
@@ -86,11 +87,11 @@ class _NoCuda(Exception):
 def _load(bundle: Bundle, device: Literal["cuda", "cpu"], threads: int) -> Sessions:
     if device == "cuda":
         _check_cuda()
-    encoder, prior, decoder = (
+    encoder, prior, sampler, decoder = (
         GraphSession(graph, _session(bundle, graph, device, threads))
-        for graph in (CONTEXT_ENCODER, PRIOR, DECODER)
+        for graph in (CONTEXT_ENCODER, PRIOR, SI_SAMPLER, DECODER)
     )
-    return Sessions(encoder, prior, decoder, device)
+    return Sessions(encoder, prior, sampler, decoder, device)
 
 
 def _check_cuda() -> None:

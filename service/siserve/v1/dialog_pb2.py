@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17siserve/v1/dialog.proto\x12\nsiserve.v1\"*\n\tUtterance\x12\x0f\n\x07speaker\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\"\xd9\x02\n\x18GenerateResponsesRequest\x12&\n\x07\x63ontext\x18\x01 \x03(\x0b\x32\x15.siserve.v1.Utterance\x12\x0e\n\x01n\x18\x02 \x01(\rH\x00\x88\x01\x01\x12\x11\n\x04seed\x18\x03 \x01(\x04H\x01\x88\x01\x01\x12\x18\n\x0btemperature\x18\x04 \x01(\x02H\x02\x88\x01\x01\x12\x12\n\x05top_k\x18\x05 \x01(\rH\x03\x88\x01\x01\x12\x12\n\x05top_p\x18\x06 \x01(\x02H\x04\x88\x01\x01\x12\x17\n\nmax_tokens\x18\x07 \x01(\rH\x05\x88\x01\x01\x12\x11\n\tresponder\x18\x08 \x01(\t\x12\r\n\x05topic\x18\t \x01(\t\x12\r\n\x05model\x18\n \x01(\t\x12\x16\n\tdiversity\x18\x0b \x01(\x02H\x06\x88\x01\x01\x42\x04\n\x02_nB\x07\n\x05_seedB\x0e\n\x0c_temperatureB\x08\n\x06_top_kB\x08\n\x06_top_pB\r\n\x0b_max_tokensB\x0c\n\n_diversity\"o\n\x08Response\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x10\n\x08log_prob\x18\x02 \x01(\x02\x12\x12\n\nnum_tokens\x18\x03 \x01(\r\x12/\n\rfinish_reason\x18\x04 \x01(\x0e\x32\x18.siserve.v1.FinishReason\"P\n\x07Timings\x12\x15\n\rqueue_seconds\x18\x01 \x01(\x01\x12\x16\n\x0e\x65ncode_seconds\x18\x02 \x01(\x01\x12\x16\n\x0e\x64\x65\x63ode_seconds\x18\x03 \x01(\x01\"\xaf\x01\n\x19GenerateResponsesResponse\x12\'\n\tresponses\x18\x01 \x03(\x0b\x32\x14.siserve.v1.Response\x12\x12\n\ndistinct_1\x18\x02 \x01(\x01\x12\x12\n\ndistinct_2\x18\x03 \x01(\x01\x12\x0c\n\x04seed\x18\x04 \x01(\x04\x12\r\n\x05model\x18\x05 \x01(\t\x12$\n\x07timings\x18\x06 \x01(\x0b\x32\x13.siserve.v1.Timings\" \n\x0fGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"}\n\rRequestLimits\x12\x15\n\rmax_responses\x18\x01 \x01(\r\x12\x11\n\tmax_turns\x18\x02 \x01(\r\x12\x16\n\x0emax_text_bytes\x18\x03 \x01(\r\x12\x16\n\x0emax_name_bytes\x18\x04 \x01(\r\x12\x12\n\nmax_tokens\x18\x05 \x01(\r\"\x80\x02\n\x0cServerLimits\x12\x19\n\x11max_message_bytes\x18\x01 \x01(\x04\x12\x1a\n\x12max_metadata_bytes\x18\x02 \x01(\r\x12\x13\n\x0bmax_streams\x18\x03 \x01(\r\x12\x14\n\x0cidle_seconds\x18\x04 \x01(\x01\x12\x19\n\x11handshake_seconds\x18\x05 \x01(\x01\x12\x16\n\x0emax_queue_rows\x18\x06 \x01(\r\x12\x10\n\x08max_rows\x18\x07 \x01(\r\x12\x12\n\noversample\x18\x08 \x01(\r\x12\x1c\n\x14responses_per_second\x18\t \x01(\x01\x12\x17\n\x0f\x62urst_responses\x18\n \x01(\r\"d\n\x10SamplingDefaults\x12\x13\n\x0btemperature\x18\x01 \x01(\x02\x12\r\n\x05top_k\x18\x02 \x01(\r\x12\r\n\x05top_p\x18\x03 \x01(\x02\x12\x12\n\nmax_tokens\x18\x04 \x01(\r\x12\t\n\x01n\x18\x05 \x01(\r\"\xc7\x03\n\x10GetModelResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06method\x18\x03 \x01(\t\x12\x0f\n\x07\x63reated\x18\x04 \x01(\t\x12\x0e\n\x06sha256\x18\x05 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x06 \x01(\t\x12\x16\n\x0enum_parameters\x18\x07 \x01(\x04\x12\x17\n\x0fvocabulary_size\x18\x08 \x01(\r\x12\x1a\n\x12\x63ontext_utterances\x18\t \x01(\r\x12\x0e\n\x06topics\x18\n \x03(\t\x12)\n\x06limits\x18\x0b \x01(\x0b\x32\x19.siserve.v1.RequestLimits\x12.\n\x08\x64\x65\x66\x61ults\x18\x0c \x01(\x0b\x32\x1c.siserve.v1.SamplingDefaults\x12:\n\x07metrics\x18\r \x03(\x0b\x32).siserve.v1.GetModelResponse.MetricsEntry\x12/\n\rserver_limits\x18\x0e \x01(\x0b\x32\x18.siserve.v1.ServerLimits\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x32\xb8\x01\n\rDialogService\x12`\n\x11GenerateResponses\x12$.siserve.v1.GenerateResponsesRequest\x1a%.siserve.v1.GenerateResponsesResponse\x12\x45\n\x08GetModel\x12\x1b.siserve.v1.GetModelRequest\x1a\x1c.siserve.v1.GetModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17siserve/v1/dialog.proto\x12\nsiserve.v1\"*\n\tUtterance\x12\x0f\n\x07speaker\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\"\xd9\x02\n\x18GenerateResponsesRequest\x12&\n\x07\x63ontext\x18\x01 \x03(\x0b\x32\x15.siserve.v1.Utterance\x12\x0e\n\x01n\x18\x02 \x01(\rH\x00\x88\x01\x01\x12\x11\n\x04seed\x18\x03 \x01(\x04H\x01\x88\x01\x01\x12\x18\n\x0btemperature\x18\x04 \x01(\x02H\x02\x88\x01\x01\x12\x12\n\x05top_k\x18\x05 \x01(\rH\x03\x88\x01\x01\x12\x12\n\x05top_p\x18\x06 \x01(\x02H\x04\x88\x01\x01\x12\x17\n\nmax_tokens\x18\x07 \x01(\rH\x05\x88\x01\x01\x12\x11\n\tresponder\x18\x08 \x01(\t\x12\r\n\x05topic\x18\t \x01(\t\x12\r\n\x05model\x18\n \x01(\t\x12\x16\n\tdiversity\x18\x0b \x01(\x02H\x06\x88\x01\x01\x42\x04\n\x02_nB\x07\n\x05_seedB\x0e\n\x0c_temperatureB\x08\n\x06_top_kB\x08\n\x06_top_pB\r\n\x0b_max_tokensB\x0c\n\n_diversity\"o\n\x08Response\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x10\n\x08log_prob\x18\x02 \x01(\x02\x12\x12\n\nnum_tokens\x18\x03 \x01(\r\x12/\n\rfinish_reason\x18\x04 \x01(\x0e\x32\x18.siserve.v1.FinishReason\"P\n\x07Timings\x12\x15\n\rqueue_seconds\x18\x01 \x01(\x01\x12\x16\n\x0e\x65ncode_seconds\x18\x02 \x01(\x01\x12\x16\n\x0e\x64\x65\x63ode_seconds\x18\x03 \x01(\x01\"\xaf\x01\n\x19GenerateResponsesResponse\x12\'\n\tresponses\x18\x01 \x03(\x0b\x32\x14.siserve.v1.Response\x12\x12\n\ndistinct_1\x18\x02 \x01(\x01\x12\x12\n\ndistinct_2\x18\x03 \x01(\x01\x12\x0c\n\x04seed\x18\x04 \x01(\x04\x12\r\n\x05model\x18\x05 \x01(\t\x12$\n\x07timings\x18\x06 \x01(\x0b\x32\x13.siserve.v1.Timings\"P\n\x16StreamResponsesRequest\x12\x36\n\x08generate\x18\x01 \x01(\x0b\x32$.siserve.v1.GenerateResponsesRequest\"I\n\x10StreamedResponse\x12\r\n\x05index\x18\x01 \x01(\r\x12&\n\x08response\x18\x02 \x01(\x0b\x32\x14.siserve.v1.Response\"v\n\tStreamEnd\x12\x12\n\ndistinct_1\x18\x01 \x01(\x01\x12\x12\n\ndistinct_2\x18\x02 \x01(\x01\x12\x0c\n\x04seed\x18\x03 \x01(\x04\x12\r\n\x05model\x18\x04 \x01(\t\x12$\n\x07timings\x18\x05 \x01(\x0b\x32\x13.siserve.v1.Timings\"z\n\x17StreamResponsesResponse\x12\x30\n\x08response\x18\x01 \x01(\x0b\x32\x1c.siserve.v1.StreamedResponseH\x00\x12$\n\x03\x65nd\x18\x02 \x01(\x0b\x32\x15.siserve.v1.StreamEndH\x00\x42\x07\n\x05\x65vent\"\x89\x01\n\x13VaryResponseRequest\x12\x36\n\x08generate\x18\x01 \x01(\x0b\x32$.siserve.v1.GenerateResponsesRequest\x12\x10\n\x08response\x18\x02 \x01(\t\x12\x18\n\x0bnoise_scale\x18\x03 \x01(\x02H\x00\x88\x01\x01\x42\x0e\n\x0c_noise_scale\"O\n\x14VaryResponseResponse\x12\x37\n\x08variants\x18\x01 \x01(\x0b\x32%.siserve.v1.GenerateResponsesResponse\"\xeb\x01\n\x15ScoreResponsesRequest\x12&\n\x07\x63ontext\x18\x01 \x03(\x0b\x32\x15.siserve.v1.Utterance\x12\x11\n\tresponses\x18\x02 \x03(\t\x12\x18\n\x0bnum_samples\x18\x03 \x01(\rH\x00\x88\x01\x01\x12\x14\n\x07num_aux\x18\x04 \x01(\rH\x01\x88\x01\x01\x12\x11\n\x04seed\x18\x05 \x01(\x04H\x02\x88\x01\x01\x12\x11\n\tresponder\x18\x06 \x01(\t\x12\r\n\x05topic\x18\x07 \x01(\t\x12\r\n\x05model\x18\x08 \x01(\tB\x0e\n\x0c_num_samplesB\n\n\x08_num_auxB\x07\n\x05_seed\"@\n\x05Score\x12\x10\n\x08log_prob\x18\x01 \x01(\x01\x12\x11\n\tstd_error\x18\x02 \x01(\x01\x12\x12\n\nnum_tokens\x18\x03 \x01(\r\"\xce\x01\n\x16ScoreResponsesResponse\x12!\n\x06scores\x18\x01 \x03(\x0b\x32\x11.siserve.v1.Score\x12(\n\testimator\x18\x02 \x01(\x0e\x32\x15.siserve.v1.Estimator\x12\x13\n\x0bnum_samples\x18\x03 \x01(\r\x12\x0f\n\x07num_aux\x18\x04 \x01(\r\x12\x0c\n\x04seed\x18\x05 \x01(\x04\x12\r\n\x05model\x18\x06 \x01(\t\x12$\n\x07timings\x18\x07 \x01(\x0b\x32\x13.siserve.v1.Timings\" \n\x0fGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"\x98\x01\n\rRequestLimits\x12\x15\n\rmax_responses\x18\x01 \x01(\r\x12\x11\n\tmax_turns\x18\x02 \x01(\r\x12\x16\n\x0emax_text_bytes\x18\x03 \x01(\r\x12\x16\n\x0emax_name_bytes\x18\x04 \x01(\r\x12\x12\n\nmax_tokens\x18\x05 \x01(\r\x12\x19\n\x11max_score_samples\x18\x06 \x01(\r\"\x80\x02\n\x0cServerLimits\x12\x19\n\x11max_message_bytes\x18\x01 \x01(\x04\x12\x1a\n\x12max_metadata_bytes\x18\x02 \x01(\r\x12\x13\n\x0bmax_streams\x18\x03 \x01(\r\x12\x14\n\x0cidle_seconds\x18\x04 \x01(\x01\x12\x19\n\x11handshake_seconds\x18\x05 \x01(\x01\x12\x16\n\x0emax_queue_rows\x18\x06 \x01(\r\x12\x10\n\x08max_rows\x18\x07 \x01(\r\x12\x12\n\noversample\x18\x08 \x01(\r\x12\x1c\n\x14responses_per_second\x18\t \x01(\x01\x12\x17\n\x0f\x62urst_responses\x18\n \x01(\r\"d\n\x10SamplingDefaults\x12\x13\n\x0btemperature\x18\x01 \x01(\x02\x12\r\n\x05top_k\x18\x02 \x01(\r\x12\r\n\x05top_p\x18\x03 \x01(\x02\x12\x12\n\nmax_tokens\x18\x04 \x01(\r\x12\t\n\x01n\x18\x05 \x01(\r\"\xc7\x03\n\x10GetModelResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06method\x18\x03 \x01(\t\x12\x0f\n\x07\x63reated\x18\x04 \x01(\t\x12\x0e\n\x06sha256\x18\x05 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x06 \x01(\t\x12\x16\n\x0enum_parameters\x18\x07 \x01(\x04\x12\x17\n\x0fvocabulary_size\x18\x08 \x01(\r\x12\x1a\n\x12\x63ontext_utterances\x18\t \x01(\r\x12\x0e\n\x06topics\x18\n \x03(\t\x12)\n\x06limits\x18\x0b \x01(\x0b\x32\x19.siserve.v1.RequestLimits\x12.\n\x08\x64\x65\x66\x61ults\x18\x0c \x01(\x0b\x32\x1c.siserve.v1.SamplingDefaults\x12:\n\x07metrics\x18\r \x03(\x0b\x32).siserve.v1.GetModelResponse.MetricsEntry\x12/\n\rserver_limits\x18\x0e \x01(\x0b\x32\x18.siserve.v1.ServerLimits\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02*U\n\tEstimator\x12\x19\n\x15\x45STIMATOR_UNSPECIFIED\x10\x00\x12\x18\n\x14\x45STIMATOR_IMPORTANCE\x10\x01\x12\x13\n\x0f\x45STIMATOR_PRIOR\x10\x02\x32\xc2\x03\n\rDialogService\x12`\n\x11GenerateResponses\x12$.siserve.v1.GenerateResponsesRequest\x1a%.siserve.v1.GenerateResponsesResponse\x12\\\n\x0fStreamResponses\x12\".siserve.v1.StreamResponsesRequest\x1a#.siserve.v1.StreamResponsesResponse0\x01\x12Q\n\x0cVaryResponse\x12\x1f.siserve.v1.VaryResponseRequest\x1a .siserve.v1.VaryResponseResponse\x12W\n\x0eScoreResponses\x12!.siserve.v1.ScoreResponsesRequest\x1a\".siserve.v1.ScoreResponsesResponse\x12\x45\n\x08GetModel\x12\x1b.siserve.v1.GetModelRequest\x1a\x1c.siserve.v1.GetModelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,8 +33,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_GETMODELRESPONSE_METRICSENTRY']._loaded_options = None
   _globals['_GETMODELRESPONSE_METRICSENTRY']._serialized_options = b'8\001'
-  _globals['_FINISHREASON']._serialized_start=1784
-  _globals['_FINISHREASON']._serialized_end=1879
+  _globals['_FINISHREASON']._serialized_start=2947
+  _globals['_FINISHREASON']._serialized_end=3042
+  _globals['_ESTIMATOR']._serialized_start=3044
+  _globals['_ESTIMATOR']._serialized_end=3129
   _globals['_UTTERANCE']._serialized_start=39
   _globals['_UTTERANCE']._serialized_end=81
   _globals['_GENERATERESPONSESREQUEST']._serialized_start=84
@@ -45,18 +47,36 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TIMINGS']._serialized_end=624
   _globals['_GENERATERESPONSESRESPONSE']._serialized_start=627
   _globals['_GENERATERESPONSESRESPONSE']._serialized_end=802
-  _globals['_GETMODELREQUEST']._serialized_start=804
-  _globals['_GETMODELREQUEST']._serialized_end=836
-  _globals['_REQUESTLIMITS']._serialized_start=838
-  _globals['_REQUESTLIMITS']._serialized_end=963
-  _globals['_SERVERLIMITS']._serialized_start=966
-  _globals['_SERVERLIMITS']._serialized_end=1222
-  _globals['_SAMPLINGDEFAULTS']._serialized_start=1224
-  _globals['_SAMPLINGDEFAULTS']._serialized_end=1324
-  _globals['_GETMODELRESPONSE']._serialized_start=1327
-  _globals['_GETMODELRESPONSE']._serialized_end=1782
-  _globals['_GETMODELRESPONSE_METRICSENTRY']._serialized_start=1736
-  _globals['_GETMODELRESPONSE_METRICSENTRY']._serialized_end=1782
-  _globals['_DIALOGSERVICE']._serialized_start=1882
-  _globals['_DIALOGSERVICE']._serialized_end=2066
+  _globals['_STREAMRESPONSESREQUEST']._serialized_start=804
+  _globals['_STREAMRESPONSESREQUEST']._serialized_end=884
+  _globals['_STREAMEDRESPONSE']._serialized_start=886
+  _globals['_STREAMEDRESPONSE']._serialized_end=959
+  _globals['_STREAMEND']._serialized_start=961
+  _globals['_STREAMEND']._serialized_end=1079
+  _globals['_STREAMRESPONSESRESPONSE']._serialized_start=1081
+  _globals['_STREAMRESPONSESRESPONSE']._serialized_end=1203
+  _globals['_VARYRESPONSEREQUEST']._serialized_start=1206
+  _globals['_VARYRESPONSEREQUEST']._serialized_end=1343
+  _globals['_VARYRESPONSERESPONSE']._serialized_start=1345
+  _globals['_VARYRESPONSERESPONSE']._serialized_end=1424
+  _globals['_SCORERESPONSESREQUEST']._serialized_start=1427
+  _globals['_SCORERESPONSESREQUEST']._serialized_end=1662
+  _globals['_SCORE']._serialized_start=1664
+  _globals['_SCORE']._serialized_end=1728
+  _globals['_SCORERESPONSESRESPONSE']._serialized_start=1731
+  _globals['_SCORERESPONSESRESPONSE']._serialized_end=1937
+  _globals['_GETMODELREQUEST']._serialized_start=1939
+  _globals['_GETMODELREQUEST']._serialized_end=1971
+  _globals['_REQUESTLIMITS']._serialized_start=1974
+  _globals['_REQUESTLIMITS']._serialized_end=2126
+  _globals['_SERVERLIMITS']._serialized_start=2129
+  _globals['_SERVERLIMITS']._serialized_end=2385
+  _globals['_SAMPLINGDEFAULTS']._serialized_start=2387
+  _globals['_SAMPLINGDEFAULTS']._serialized_end=2487
+  _globals['_GETMODELRESPONSE']._serialized_start=2490
+  _globals['_GETMODELRESPONSE']._serialized_end=2945
+  _globals['_GETMODELRESPONSE_METRICSENTRY']._serialized_start=2899
+  _globals['_GETMODELRESPONSE_METRICSENTRY']._serialized_end=2945
+  _globals['_DIALOGSERVICE']._serialized_start=3132
+  _globals['_DIALOGSERVICE']._serialized_end=3582
 # @@protoc_insertion_point(module_scope)

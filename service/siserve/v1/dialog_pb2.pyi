@@ -12,9 +12,18 @@ class FinishReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     FINISH_REASON_UNSPECIFIED: _ClassVar[FinishReason]
     FINISH_REASON_STOP: _ClassVar[FinishReason]
     FINISH_REASON_LENGTH: _ClassVar[FinishReason]
+
+class Estimator(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ESTIMATOR_UNSPECIFIED: _ClassVar[Estimator]
+    ESTIMATOR_IMPORTANCE: _ClassVar[Estimator]
+    ESTIMATOR_PRIOR: _ClassVar[Estimator]
 FINISH_REASON_UNSPECIFIED: FinishReason
 FINISH_REASON_STOP: FinishReason
 FINISH_REASON_LENGTH: FinishReason
+ESTIMATOR_UNSPECIFIED: Estimator
+ESTIMATOR_IMPORTANCE: Estimator
+ESTIMATOR_PRIOR: Estimator
 
 class Utterance(_message.Message):
     __slots__ = ("speaker", "text")
@@ -88,6 +97,106 @@ class GenerateResponsesResponse(_message.Message):
     timings: Timings
     def __init__(self, responses: _Optional[_Iterable[_Union[Response, _Mapping]]] = ..., distinct_1: _Optional[float] = ..., distinct_2: _Optional[float] = ..., seed: _Optional[int] = ..., model: _Optional[str] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ...) -> None: ...
 
+class StreamResponsesRequest(_message.Message):
+    __slots__ = ("generate",)
+    GENERATE_FIELD_NUMBER: _ClassVar[int]
+    generate: GenerateResponsesRequest
+    def __init__(self, generate: _Optional[_Union[GenerateResponsesRequest, _Mapping]] = ...) -> None: ...
+
+class StreamedResponse(_message.Message):
+    __slots__ = ("index", "response")
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    RESPONSE_FIELD_NUMBER: _ClassVar[int]
+    index: int
+    response: Response
+    def __init__(self, index: _Optional[int] = ..., response: _Optional[_Union[Response, _Mapping]] = ...) -> None: ...
+
+class StreamEnd(_message.Message):
+    __slots__ = ("distinct_1", "distinct_2", "seed", "model", "timings")
+    DISTINCT_1_FIELD_NUMBER: _ClassVar[int]
+    DISTINCT_2_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    TIMINGS_FIELD_NUMBER: _ClassVar[int]
+    distinct_1: float
+    distinct_2: float
+    seed: int
+    model: str
+    timings: Timings
+    def __init__(self, distinct_1: _Optional[float] = ..., distinct_2: _Optional[float] = ..., seed: _Optional[int] = ..., model: _Optional[str] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ...) -> None: ...
+
+class StreamResponsesResponse(_message.Message):
+    __slots__ = ("response", "end")
+    RESPONSE_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
+    response: StreamedResponse
+    end: StreamEnd
+    def __init__(self, response: _Optional[_Union[StreamedResponse, _Mapping]] = ..., end: _Optional[_Union[StreamEnd, _Mapping]] = ...) -> None: ...
+
+class VaryResponseRequest(_message.Message):
+    __slots__ = ("generate", "response", "noise_scale")
+    GENERATE_FIELD_NUMBER: _ClassVar[int]
+    RESPONSE_FIELD_NUMBER: _ClassVar[int]
+    NOISE_SCALE_FIELD_NUMBER: _ClassVar[int]
+    generate: GenerateResponsesRequest
+    response: str
+    noise_scale: float
+    def __init__(self, generate: _Optional[_Union[GenerateResponsesRequest, _Mapping]] = ..., response: _Optional[str] = ..., noise_scale: _Optional[float] = ...) -> None: ...
+
+class VaryResponseResponse(_message.Message):
+    __slots__ = ("variants",)
+    VARIANTS_FIELD_NUMBER: _ClassVar[int]
+    variants: GenerateResponsesResponse
+    def __init__(self, variants: _Optional[_Union[GenerateResponsesResponse, _Mapping]] = ...) -> None: ...
+
+class ScoreResponsesRequest(_message.Message):
+    __slots__ = ("context", "responses", "num_samples", "num_aux", "seed", "responder", "topic", "model")
+    CONTEXT_FIELD_NUMBER: _ClassVar[int]
+    RESPONSES_FIELD_NUMBER: _ClassVar[int]
+    NUM_SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    NUM_AUX_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    RESPONDER_FIELD_NUMBER: _ClassVar[int]
+    TOPIC_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    context: _containers.RepeatedCompositeFieldContainer[Utterance]
+    responses: _containers.RepeatedScalarFieldContainer[str]
+    num_samples: int
+    num_aux: int
+    seed: int
+    responder: str
+    topic: str
+    model: str
+    def __init__(self, context: _Optional[_Iterable[_Union[Utterance, _Mapping]]] = ..., responses: _Optional[_Iterable[str]] = ..., num_samples: _Optional[int] = ..., num_aux: _Optional[int] = ..., seed: _Optional[int] = ..., responder: _Optional[str] = ..., topic: _Optional[str] = ..., model: _Optional[str] = ...) -> None: ...
+
+class Score(_message.Message):
+    __slots__ = ("log_prob", "std_error", "num_tokens")
+    LOG_PROB_FIELD_NUMBER: _ClassVar[int]
+    STD_ERROR_FIELD_NUMBER: _ClassVar[int]
+    NUM_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    log_prob: float
+    std_error: float
+    num_tokens: int
+    def __init__(self, log_prob: _Optional[float] = ..., std_error: _Optional[float] = ..., num_tokens: _Optional[int] = ...) -> None: ...
+
+class ScoreResponsesResponse(_message.Message):
+    __slots__ = ("scores", "estimator", "num_samples", "num_aux", "seed", "model", "timings")
+    SCORES_FIELD_NUMBER: _ClassVar[int]
+    ESTIMATOR_FIELD_NUMBER: _ClassVar[int]
+    NUM_SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    NUM_AUX_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    TIMINGS_FIELD_NUMBER: _ClassVar[int]
+    scores: _containers.RepeatedCompositeFieldContainer[Score]
+    estimator: Estimator
+    num_samples: int
+    num_aux: int
+    seed: int
+    model: str
+    timings: Timings
+    def __init__(self, scores: _Optional[_Iterable[_Union[Score, _Mapping]]] = ..., estimator: _Optional[_Union[Estimator, str]] = ..., num_samples: _Optional[int] = ..., num_aux: _Optional[int] = ..., seed: _Optional[int] = ..., model: _Optional[str] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ...) -> None: ...
+
 class GetModelRequest(_message.Message):
     __slots__ = ("model",)
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -95,18 +204,20 @@ class GetModelRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ...) -> None: ...
 
 class RequestLimits(_message.Message):
-    __slots__ = ("max_responses", "max_turns", "max_text_bytes", "max_name_bytes", "max_tokens")
+    __slots__ = ("max_responses", "max_turns", "max_text_bytes", "max_name_bytes", "max_tokens", "max_score_samples")
     MAX_RESPONSES_FIELD_NUMBER: _ClassVar[int]
     MAX_TURNS_FIELD_NUMBER: _ClassVar[int]
     MAX_TEXT_BYTES_FIELD_NUMBER: _ClassVar[int]
     MAX_NAME_BYTES_FIELD_NUMBER: _ClassVar[int]
     MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    MAX_SCORE_SAMPLES_FIELD_NUMBER: _ClassVar[int]
     max_responses: int
     max_turns: int
     max_text_bytes: int
     max_name_bytes: int
     max_tokens: int
-    def __init__(self, max_responses: _Optional[int] = ..., max_turns: _Optional[int] = ..., max_text_bytes: _Optional[int] = ..., max_name_bytes: _Optional[int] = ..., max_tokens: _Optional[int] = ...) -> None: ...
+    max_score_samples: int
+    def __init__(self, max_responses: _Optional[int] = ..., max_turns: _Optional[int] = ..., max_text_bytes: _Optional[int] = ..., max_name_bytes: _Optional[int] = ..., max_tokens: _Optional[int] = ..., max_score_samples: _Optional[int] = ...) -> None: ...
 
 class ServerLimits(_message.Message):
     __slots__ = ("max_message_bytes", "max_metadata_bytes", "max_streams", "idle_seconds", "handshake_seconds", "max_queue_rows", "max_rows", "oversample", "responses_per_second", "burst_responses")

@@ -40,6 +40,21 @@ class DialogServiceStub(object):
                 request_serializer=siserve_dot_v1_dot_dialog__pb2.GenerateResponsesRequest.SerializeToString,
                 response_deserializer=siserve_dot_v1_dot_dialog__pb2.GenerateResponsesResponse.FromString,
                 _registered_method=True)
+        self.StreamResponses = channel.unary_stream(
+                '/siserve.v1.DialogService/StreamResponses',
+                request_serializer=siserve_dot_v1_dot_dialog__pb2.StreamResponsesRequest.SerializeToString,
+                response_deserializer=siserve_dot_v1_dot_dialog__pb2.StreamResponsesResponse.FromString,
+                _registered_method=True)
+        self.VaryResponse = channel.unary_unary(
+                '/siserve.v1.DialogService/VaryResponse',
+                request_serializer=siserve_dot_v1_dot_dialog__pb2.VaryResponseRequest.SerializeToString,
+                response_deserializer=siserve_dot_v1_dot_dialog__pb2.VaryResponseResponse.FromString,
+                _registered_method=True)
+        self.ScoreResponses = channel.unary_unary(
+                '/siserve.v1.DialogService/ScoreResponses',
+                request_serializer=siserve_dot_v1_dot_dialog__pb2.ScoreResponsesRequest.SerializeToString,
+                response_deserializer=siserve_dot_v1_dot_dialog__pb2.ScoreResponsesResponse.FromString,
+                _registered_method=True)
         self.GetModel = channel.unary_unary(
                 '/siserve.v1.DialogService/GetModel',
                 request_serializer=siserve_dot_v1_dot_dialog__pb2.GetModelRequest.SerializeToString,
@@ -65,6 +80,30 @@ class DialogServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def StreamResponses(self, request, context):
+        """The same responses as GenerateResponses gives, each as soon as it is complete, and then what
+        holds for all of them. With diversity all come at the end, in the order of choice.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def VaryResponse(self, request, context):
+        """Says a given response in other words: encodes it into the posterior q(z|x,c), draws n latents
+        there and decodes them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ScoreResponses(self, request, context):
+        """Estimates log p(x|c) of given responses by importance sampling: S latents are drawn from the
+        posterior q(z|x,c) of each response and weighted. A lower bound in expectation that rises with S.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetModel(self, request, context):
         """Tells what a served model is and which limits hold for requests to it.
         """
@@ -79,6 +118,21 @@ def add_DialogServiceServicer_to_server(servicer, server):
                     servicer.GenerateResponses,
                     request_deserializer=siserve_dot_v1_dot_dialog__pb2.GenerateResponsesRequest.FromString,
                     response_serializer=siserve_dot_v1_dot_dialog__pb2.GenerateResponsesResponse.SerializeToString,
+            ),
+            'StreamResponses': grpc.unary_stream_rpc_method_handler(
+                    servicer.StreamResponses,
+                    request_deserializer=siserve_dot_v1_dot_dialog__pb2.StreamResponsesRequest.FromString,
+                    response_serializer=siserve_dot_v1_dot_dialog__pb2.StreamResponsesResponse.SerializeToString,
+            ),
+            'VaryResponse': grpc.unary_unary_rpc_method_handler(
+                    servicer.VaryResponse,
+                    request_deserializer=siserve_dot_v1_dot_dialog__pb2.VaryResponseRequest.FromString,
+                    response_serializer=siserve_dot_v1_dot_dialog__pb2.VaryResponseResponse.SerializeToString,
+            ),
+            'ScoreResponses': grpc.unary_unary_rpc_method_handler(
+                    servicer.ScoreResponses,
+                    request_deserializer=siserve_dot_v1_dot_dialog__pb2.ScoreResponsesRequest.FromString,
+                    response_serializer=siserve_dot_v1_dot_dialog__pb2.ScoreResponsesResponse.SerializeToString,
             ),
             'GetModel': grpc.unary_unary_rpc_method_handler(
                     servicer.GetModel,
@@ -114,6 +168,87 @@ class DialogService(object):
             '/siserve.v1.DialogService/GenerateResponses',
             siserve_dot_v1_dot_dialog__pb2.GenerateResponsesRequest.SerializeToString,
             siserve_dot_v1_dot_dialog__pb2.GenerateResponsesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StreamResponses(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/siserve.v1.DialogService/StreamResponses',
+            siserve_dot_v1_dot_dialog__pb2.StreamResponsesRequest.SerializeToString,
+            siserve_dot_v1_dot_dialog__pb2.StreamResponsesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def VaryResponse(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/siserve.v1.DialogService/VaryResponse',
+            siserve_dot_v1_dot_dialog__pb2.VaryResponseRequest.SerializeToString,
+            siserve_dot_v1_dot_dialog__pb2.VaryResponseResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ScoreResponses(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/siserve.v1.DialogService/ScoreResponses',
+            siserve_dot_v1_dot_dialog__pb2.ScoreResponsesRequest.SerializeToString,
+            siserve_dot_v1_dot_dialog__pb2.ScoreResponsesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,0 +1,74 @@
+"""From a bundle's folder to a model that is ready to start."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from siserve.bundle.context_text import ContextText
+from siserve.bundle.errors import BundleError
+from siserve.bundle.tensors import CONTEXT_TOKENIZER_FILE, TOKENIZER_FILE
+from siserve.bundle.text import Text
+from siserve.bundle.verify import Bundle, open_bundle
+from siserve.serving.dialog_model import DialogModel
+from siserve.serving.engine import Engine, EngineOptions, Observer
+from siserve.serving.requests import RequestLimits
+from siserve.serving.sessions import Device, load_sessions
+
+__all__ = ["load_model"]
+
+
+def load_model(
+    path: Path,
+    device: Device,
+    threads: int,
+    limits: RequestLimits,
+    options: EngineOptions,
+    observer: Observer,
+) -> DialogModel:
+    """Check a bundle and load it; start() makes it answer.
+
+    Raises:
+        BundleError: if the bundle cannot be trusted or does not hold a dialog model.
+        UsageError: if the device cannot be had.
+    """
+    bundle = open_bundle(path)
+    manifest = bundle.manifest
+    if manifest.task != "dialog":
+        raise BundleError(f"{path.name} holds a model of task {manifest.task!r}, expected 'dialog'")
+    text = _load_text(bundle)
+    context_text = _load_context_text(bundle) or text
+    sessions = load_sessions(bundle, device, threads)
+    engine = Engine(sessions, manifest, options, observer)
+    return DialogModel(bundle, text, context_text, engine, limits, sessions.device)
+
+
+def _load_text(bundle: Bundle) -> Text:
+    manifest = bundle.manifest
+    try:
+        text = Text.from_file(bundle.file(TOKENIZER_FILE), manifest.limits.utterance_tokens)
+    except Exception as error:  # tokenizers raises plain Exception
+        raise BundleError(
+            f"{TOKENIZER_FILE} cannot be read ({error}); export the model again", TOKENIZER_FILE
+        ) from None
+    found = (text.size, text.tokens.start, text.tokens.end)
+    expected = (manifest.sizes.vocabulary, manifest.tokens.start, manifest.tokens.end)
+    if found != expected:
+        raise BundleError(
+            f"{TOKENIZER_FILE} has size, <s> and </s> {found}, the manifest says {expected}; "
+            "export the model again",
+            TOKENIZER_FILE,
+        )
+    return text
+
+
+def _load_context_text(bundle: Bundle) -> ContextText | None:
+    """Load the tokenizer of the bundle's pretrained context encoder, if it has one."""
+    if not bundle.has(CONTEXT_TOKENIZER_FILE):
+        return None
+    try:
+        return ContextText.from_file(bundle.file(CONTEXT_TOKENIZER_FILE))
+    except Exception as error:  # tokenizers raises plain Exception
+        raise BundleError(
+            f"{CONTEXT_TOKENIZER_FILE} cannot be read ({error}); export the model again",
+            CONTEXT_TOKENIZER_FILE,
+        ) from None
