@@ -10,11 +10,13 @@ PIP_INSTALL = -m pip install --quiet --disable-pip-version-check --constraint re
 PROTOC_OUT = --python_out=$(1) --pyi_out=$(1) --grpc_python_out=$(1)
 PROTOS = $(wildcard protos/siserve/v1/*.proto)
 PYTEST_ARGS ?=
+BUILD ?= docker build
+VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' service/siserve/__init__.py)
 LOCK = .venv-deploy/bin/uv pip compile --quiet --no-annotate --generate-hashes --upgrade \
   --constraint requirements/constraints.txt --python-version 3.11 \
   --python-platform x86_64-manylinux_2_28 --custom-compile-command "make locks"
 
-.PHONY: help demo serve setup test lint bench chart protos constraints locks clean
+.PHONY: help demo serve setup test lint bench chart protos constraints images sbom locks clean
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 22
@@ -58,6 +60,18 @@ constraints: .venv/.ready ## write the versions of .venv down as the pinned ones
 	{ sed -n 1p requirements/constraints.txt; \
 	.venv/bin/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' | sort -f; } > .venv/constraints.txt
 	mv .venv/constraints.txt requirements/constraints.txt
+
+images: ## build siserve:VERSION, -cuda and -train (BUILD="buildah bud" without docker)
+	$(BUILD) --file deploy/Dockerfile.serve --tag siserve:$(VERSION) .
+	$(BUILD) --file deploy/Dockerfile.serve --build-arg REQUIREMENTS=image-gpu.txt --tag siserve:$(VERSION)-cuda .
+	$(BUILD) --file deploy/Dockerfile.train --tag siserve-train:$(VERSION) .
+
+sbom: .venv-deploy/.ready ## write what each image installs to dist/, as CycloneDX
+	@mkdir -p dist
+	@for image in cpu gpu train; do \
+	PYTHONWARNINGS=ignore .venv-deploy/bin/cyclonedx-py requirements --pyproject pyproject.toml --mc-type application \
+	--spec-version 1.6 --output-reproducible --output-file dist/siserve-$$image.cdx.json \
+	requirements/image-$$image.txt; echo "dist/siserve-$$image.cdx.json"; done
 
 locks: .venv-deploy/.ready ## pin what the images install, with hashes
 	$(LOCK) --output-file requirements/image-build.txt requirements/image-build.in

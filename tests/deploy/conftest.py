@@ -3,9 +3,11 @@
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -102,6 +104,15 @@ def server_of(manifests: list[Manifest]) -> Manifest:
     (container,) = pod_of(manifests)["spec"]["containers"]
     server: Manifest = container
     return server
+
+
+def free_ports(number: int) -> list[int]:
+    """Ports that nothing listens on."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(number)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [int(each.getsockname()[1]) for each in sockets]
 
 
 @pytest.fixture(scope="session")

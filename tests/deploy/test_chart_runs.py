@@ -3,11 +3,10 @@
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
@@ -16,7 +15,7 @@ import grpc
 from certificates import Authority
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from .conftest import Manifest, Render, server_of, the
+from .conftest import Manifest, Render, free_ports, server_of, the
 
 COMMAND = str(Path(sys.executable).with_name("siserve"))
 
@@ -24,15 +23,6 @@ COMMAND = str(Path(sys.executable).with_name("siserve"))
 def run_as(arguments: list[str], root: Path) -> list[str]:
     """A container's command on this machine, with its files under `root`."""
     return [COMMAND, *(argument.replace("=/etc/siserve", f"={root}") for argument in arguments)]
-
-
-def free_ports(number: int) -> list[int]:
-    """Ports that nothing listens on."""
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(number)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [int(each.getsockname()[1]) for each in sockets]
 
 
 def on_free_ports() -> list[str]:
