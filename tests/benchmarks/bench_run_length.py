@@ -28,12 +28,13 @@ from siserve_training.tasks.prepared import training_batches
 def train_for(config: TrainConfig, data: DialogData, seconds: float) -> tuple[int, dict]:
     """Train for `seconds` of processor time; return the updates done and the valid numbers."""
     with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(config, data, build_model(config, data), RunFolder(Path(folder)))
+        model = build_model(config, data)
+        trainer = Trainer(config, data, model, RunFolder(Path(folder)))
         batches = training_batches(data.train, config, 0)
         start = time.process_time()
         while time.process_time() - start < seconds:
             trainer.update(next(batches))
-        values = validate(trainer.raw_model, data.valid, config, trainer.device)
+        values = validate(model, data.valid, config, trainer.device)
     return trainer.state.step, values
 
 

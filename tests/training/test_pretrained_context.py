@@ -135,7 +135,8 @@ def test_a_tuned_encoder_learns_and_at_its_own_rate(corpus, bert, tmp_path):
     start_run(tmp_path / "run", corpus, chosen)
     data = load_dialog_data(corpus, chosen, skip_bad_lines=False)
     trainer = Trainer(chosen, data, build_model(chosen, data), RunFolder(tmp_path / "run"))
-    encoder = {id(p): n for n, p in trainer.raw_model.sentence_encoder.named_parameters()}
+    trained: Any = trainer.raw_model
+    encoder = {id(p): n for n, p in trained.sentence_encoder.named_parameters()}
     rates: dict[str, set[float]] = {"encoder": set(), "rest": set()}
     for optimizer in trainer.optimizers.values():
         for group in optimizer.param_groups:
@@ -146,7 +147,7 @@ def test_a_tuned_encoder_learns_and_at_its_own_rate(corpus, bert, tmp_path):
     start = build_model(chosen, data).sentence_encoder.state_dict()
     moved = {
         name: float((tensor - start[name]).abs().max())
-        for name, tensor in trainer.raw_model.sentence_encoder.state_dict().items()
+        for name, tensor in trained.sentence_encoder.state_dict().items()
     }
     assert all(0 < way < 6 * 1.1e-3 for way in moved.values()), moved
 

@@ -16,7 +16,7 @@ import typer
 from siserve_training.config import TrainConfig, list_presets, parse_setting, preset_values
 from siserve_training.errors import ConfigError
 from siserve_training.evaluation.cli import compare
-from siserve_training.methods import METHODS
+from siserve_training.methods import METHODS_OF
 from siserve_training.reproduce.cli import reproduce_app
 
 __all__ = ["app"]
@@ -33,6 +33,9 @@ SkipOption = Annotated[
 ]
 
 
+_METHOD_HELP = "; ".join(f"of {task}: {', '.join(names)}" for task, names in METHODS_OF.items())
+
+
 @app.callback()
 def _room() -> None:
     """Train latent-variable text models and export them."""
@@ -42,8 +45,8 @@ def _room() -> None:
 def train(
     data: DataOption,
     out: Annotated[Path, typer.Option("--out", help="Folder of the run.")],
-    task: Annotated[str, typer.Option("--task", help="dialog.")] = "dialog",
-    method: Annotated[str | None, typer.Option("--method", help=f"{', '.join(METHODS)}.")] = None,
+    task: Annotated[str, typer.Option("--task", help="dialog or lm.")] = "dialog",
+    method: Annotated[str | None, typer.Option("--method", help=_METHOD_HELP)] = None,
     preset: Annotated[
         str | None, typer.Option("--preset", help="Name of a preset, or a TOML file.")
     ] = None,
@@ -92,12 +95,15 @@ def train(
 
 
 def _preset(task: str, method: str | None, preset: str | None) -> str:
-    defaults = {"dialog": "si-cvae"}
-    if task not in defaults:
-        raise ConfigError(f"--task must be one of {', '.join(defaults)}, got {task!r}")
+    if task not in METHODS_OF:
+        raise ConfigError(f"--task must be one of {', '.join(METHODS_OF)}, got {task!r}")
     if preset is not None:
         return preset
-    name = f"{task}-{method or defaults[task]}"
+    if method is not None and method not in METHODS_OF[task]:
+        raise ConfigError(
+            f"--method of task {task} must be one of {', '.join(METHODS_OF[task])}, got {method!r}"
+        )
+    name = f"{task}-{method or next(iter(METHODS_OF[task]))}"
     if name not in list_presets():
         raise ConfigError(f"no preset {name!r}: expected one of {', '.join(list_presets())}")
     return name
@@ -109,12 +115,19 @@ def data_stats(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
     skip_bad_lines: SkipOption = False,
 ) -> None:
-    """Count dialogs, utterances, tokens and pairs of a dialog corpus.
+    """Count what a corpus holds: dialogs and their utterances and pairs, or sentences.
 
     Example: siserve data stats corpus
     """
+    from siserve_training.data.sentences import holds_sentences
     from siserve_training.data.statistics import corpus_statistics, render_statistics
 
+    if holds_sentences(folder):
+        from siserve_training.data.sentence_statistics import render_sentences, sentence_statistics
+
+        counts = sentence_statistics(folder, skip_bad_lines)
+        print(json.dumps(counts) if as_json else render_sentences(counts))
+        return
     statistics = corpus_statistics(folder, skip_bad_lines)
     print(json.dumps(statistics) if as_json else render_statistics(statistics))
 
@@ -136,8 +149,15 @@ def evaluate(
         str, typer.Option("--tail", help="After </s>: pad, or decoder for what it says then.")
     ] = "pad",
     contexts: Annotated[int, typer.Option("--contexts", help="Contexts answered; 0: all.")] = 0,
-    pairs: Annotated[int, typer.Option("--pairs", help="Pairs of likelihoods; 0: all.")] = 500,
-    samples: Annotated[int, typer.Option("--samples", help="S of log p(x|c).")] = 100,
+    pairs: Annotated[
+        int, typer.Option("--pairs", help="Pairs, or sentences, of likelihoods; 0: all.")
+    ] = 500,
+    samples: Annotated[
+        int | None, typer.Option("--samples", help="S of log p(x|c); 100, of sentences 500.")
+    ] = None,
+    mi_batch: Annotated[
+        int, typer.Option("--mi-batch", help="Sentences of the mutual information; 0: all.")
+    ] = 1000,
     ranking_samples: Annotated[int, typer.Option("--ranking-samples", help="S of R@1.")] = 10,
     vectors: Annotated[
         Path | None, typer.Option("--vectors", help="GloVe text file for BOW scores.")
@@ -152,9 +172,20 @@ def evaluate(
 ) -> None:
     """Measure a trained system: responses, likelihoods, dependence on the context, latents.
 
+    Of a run of task lm: NLL, KL between two bounds, PPL, IW-PPL, active units, mutual information.
+
     Example: siserve evaluate run --data corpus --split test --vectors glove.6B.100d.txt
     """
     _quiet_libraries()
+    for option, file in (("--out", out), ("--dump", dump)):
+        if file is not None and (file.is_dir() or not file.parent.is_dir()):
+            raise ConfigError(f"{option} {file}: expected a file in a folder that exists")
+    if _task_of(subject) == "lm":
+        if dump is not None or vectors is not None:
+            raise ConfigError("--dump and --vectors are for dialog; a sentence has no context")
+        where = (subject, data, split, checkpoint, skip_bad_lines)
+        _evaluate_language(where, (pairs, samples or 500, mi_batch), out, as_json)
+        return
     from siserve_training.evaluation.generation import Sampling
     from siserve_training.evaluation.measure import Measurement, measure, open_subject, to_json
     from siserve_training.evaluation.report import render_measurement
@@ -164,10 +195,7 @@ def evaluate(
         raise ConfigError(f"--tail must be pad or decoder, got {tail!r}")
     decoding = Decoding(temperature=temperature, stop_at_end=tail == "pad")
     sampling = Sampling(responses, decoding, diversity, seed=seed)
-    asked = Measurement(sampling, contexts, pairs, samples, ranking_samples, vectors)
-    for option, file in (("--out", out), ("--dump", dump)):
-        if file is not None and (file.is_dir() or not file.parent.is_dir()):
-            raise ConfigError(f"{option} {file}: expected a file in a folder that exists")
+    asked = Measurement(sampling, contexts, pairs, samples or 100, ranking_samples, vectors)
     opened = open_subject(subject, data, split, checkpoint, skip_bad_lines)
     measured = {"split": split, **measure(opened, asked, dump, say)}
     if out is not None:
@@ -175,6 +203,38 @@ def evaluate(
 
         write_atomically(out, to_json(measured, indent=2) + "\n")
     print(to_json(measured) if as_json else render_measurement(measured))
+
+
+def _task_of(subject: Path) -> str:
+    """Tell the task of a run; a bundle is told apart where it is opened."""
+    from siserve_training.run_folder import RunFolder
+
+    return RunFolder(subject).config().task if (subject / "config.json").is_file() else "dialog"
+
+
+def _evaluate_language(
+    where: tuple[Path, Path, str, str, bool],
+    how_many: tuple[int, int, int],
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    from siserve_training.checkpoint import write_atomically
+    from siserve_training.evaluation.language import (
+        LanguageWish,
+        measure_language,
+        open_language_run,
+    )
+    from siserve_training.evaluation.language_report import render_language
+    from siserve_training.evaluation.measure import to_json
+
+    wish = LanguageWish(*how_many)
+    measured = {"split": where[2], **measure_language(open_language_run(*where), wish, say)}
+    if out is not None:
+        write_atomically(out, to_json(measured, indent=2) + "\n")
+    if as_json:
+        for warning in measured["warnings"]:
+            say(f"warning: {warning}")
+    print(to_json(measured) if as_json else render_language(measured))
 
 
 @app.command()

@@ -17,13 +17,12 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from siserve_training.errors import ConfigError
-from siserve_training.methods import METHODS
+from siserve_training.methods import METHODS_OF
 
 __all__ = ["TrainConfig", "list_presets", "parse_setting", "preset_values"]
 
 _CHOICES = {
-    "task": ("dialog",),
-    "method": tuple(METHODS),
+    "task": tuple(METHODS_OF),
     "schedule": ("constant", "monotonic", "cyclical"),
     "noise_entry": ("added", "multiplied"),
     "kl_form": ("monte-carlo", "closed-form"),
@@ -36,21 +35,26 @@ _AT_LEAST = {
     1: "vocabulary_size context_utterances word_embedding utterance_hidden context_hidden "
     "topic_embedding latent noise components prior_hidden decoder_hidden num_latents cycles "
     "batch_size run_length log_every eval_every save_every critic_hidden rate_decay_passes "
-    "critic_steps",
+    "critic_steps num_refine_steps",
     0: "noise_gain prior_noise post_hidden bow_hidden logvar_clamp num_aux aux_horizon aux_floor "
     "beta_max free_nats bow_weight max_steps co_ramp learning_rate seed valid_pairs frequent_words "
-    "sampled_words generator_rate critic_rate gp_weight context_encoder_rate",
+    "sampled_words generator_rate critic_rate gp_weight context_encoder_rate refine_rate "
+    "refine_words",
 }
 _ABOVE_0 = "passes clip_norm ratio exploding_loss rate_decay gumbel_temperature"
 _SHARES = "hide_feature_rate decay_share exact_share"
-_DROPOUTS = "encoder_dropout utterance_dropout context_dropout decoder_dropout"
+_DROPOUTS = (
+    "encoder_dropout utterance_dropout context_dropout decoder_dropout output_dropout "
+    "refine_momentum"
+)
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     """Everything that decides a run but its corpus and its folder.
 
-    Sizes default to the paper's (reference: Zhao et al. 2017's code for what the paper takes over).
+    Sizes default to the paper's for dialog (reference: Zhao et al. 2017's code for what the paper
+    takes over); those of task lm stand in its presets. There a sentence is an utterance.
     """
 
     task: str = "dialog"
@@ -87,7 +91,12 @@ class TrainConfig:
     logvar_clamp: float = 10.0  # 0: none, for parity with the peers
     encoder_dropout: float = 0.0  # hred, dialogwae; of a word's units (TEXAR, Gu et al.: 0.5)
     context_dropout: float = 0.0  # hred; of c (TEXAR: 0.7)
-    decoder_dropout: float = 0.0  # hred, dialogwae; of a word's (TEXAR: 0.7, Gu et al.: 0.5)
+    decoder_dropout: float = 0.0  # hred, dialogwae, lm; of a word's (TEXAR: 0.7, others: 0.5)
+    output_dropout: float = 0.0  # lm; of a state before the output layer (Kim et al.: 0.5)
+    num_refine_steps: int = 20  # sa-vae; SVI steps
+    refine_rate: float = 0.03  # sa-vae; on a sentence's own bound (Kim et al.: 1 on a mean of 32)
+    refine_momentum: float = 0.5  # sa-vae
+    refine_words: int = 1000  # sa-vae; frequent words that guide the steps; 0 for all words
     prior_components: int = 3  # dialogwae-gmp
     gumbel_temperature: float = 0.1  # dialogwae-gmp; of the choice, in gradients
     critic_hidden: int = 600  # dialogwae
@@ -148,6 +157,12 @@ class TrainConfig:
                 raise ConfigError(
                     f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}"
                 )
+        methods = METHODS_OF[self.task]
+        if self.method not in methods:
+            raise ConfigError(
+                f"method of task {self.task} must be one of {', '.join(methods)}, "
+                f"got {self.method!r}"
+            )
         self._check_ranges()
         if self.max_utterance_tokens < 3:
             raise ConfigError(
@@ -165,11 +180,13 @@ class TrainConfig:
             )
         if self.bow_weight and not self.bow_hidden:
             raise ConfigError("bow_weight needs a bag-of-words head; set bow_hidden above 0")
-        if self.method == "gmm-cvae" and self.num_latents != self.components:
+        if self.method in ("gmm-cvae", "gmm-vae") and self.num_latents != self.components:
             raise ConfigError(
-                "gmm-cvae draws one latent of each component: num_latents must equal components, "
-                f"got {self.num_latents} and {self.components}"
+                f"{self.method} draws one latent of each component: num_latents must equal "
+                f"components, got {self.num_latents} and {self.components}"
             )
+        if self.task == "lm" and (self.bow_weight or self.context_encoder != "gru"):
+            raise ConfigError("task lm has no bag of words and no context: leave those keys out")
         self.inner_steps()
 
     def _check_ranges(self) -> None:

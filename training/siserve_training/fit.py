@@ -19,25 +19,17 @@ from siserve_training.checkpoint import LoopState, load_optimizers, pointed, sav
 from siserve_training.config import TrainConfig
 from siserve_training.data.pairs import Ints
 from siserve_training.errors import ConfigError, DivergenceError
-from siserve_training.evaluation.noise_use import noise_shares
 from siserve_training.meter import Meter, merged
 from siserve_training.methods import load_method
 from siserve_training.methods.method import LossReport, Update
-from siserve_training.models.cvae import CVAE
-from siserve_training.models.dialog_model import DialogModel
+from siserve_training.models.text_model import TextModel
 from siserve_training.objectives.schedules import AuxRamp, BetaSchedule, Moment
 from siserve_training.reporting import Reporter
 from siserve_training.run_folder import RunFolder
 from siserve_training.slow_groups import rate_factor, slow_down
 from siserve_training.stopping import stop_signals
-from siserve_training.tasks.dialog import DialogData, latent_information, validate
-from siserve_training.tasks.prepared import (
-    INNER,
-    TRAINING,
-    StepNoise,
-    prepare_batch,
-    training_batches,
-)
+from siserve_training.tasks.prepared import INNER, TRAINING, StepNoise
+from siserve_training.tasks.task import BatchWish, TaskData, load_task
 
 __all__ = ["FitResult", "fit", "planned_steps"]
 
@@ -66,9 +58,14 @@ def usable_precision(wanted: str) -> str:
     return "bf16" if native else "fp32"
 
 
-def planned_steps(config: TrainConfig, data: DialogData) -> int:
+def planned_steps(config: TrainConfig, data: TaskData) -> int:
     """Return T, the horizon of all schedules: `passes` over the training pairs."""
-    return max(1, round(config.passes * len(data.train) / config.batch_size))
+    return max(1, round(config.passes * load_task(config.task).batches_per_pass(config, data)))
+
+
+def steps_per_pass(config: TrainConfig, data: TaskData) -> int:
+    """Return the steps of one pass, the last and shorter one included."""
+    return math.ceil(load_task(config.task).batches_per_pass(config, data))
 
 
 class Trainer:
@@ -82,12 +79,13 @@ class Trainer:
     """
 
     def __init__(
-        self, config: TrainConfig, data: DialogData, model: DialogModel, run: RunFolder
+        self, config: TrainConfig, data: TaskData, model: TextModel, run: RunFolder
     ) -> None:
         self.precision = usable_precision(config.precision)
         torch.backends.cuda.matmul.allow_tf32 = config.precision != "fp32"
         self.config, self.data, self.run = config, data, run
         self.method = load_method(config.method)
+        self.task = load_task(config.task)
         self.horizon = planned_steps(config, data)
         self.last_step = min(self.horizon, config.max_steps or self.horizon)
         self.beta = BetaSchedule(
@@ -98,6 +96,7 @@ class Trainer:
             config.beta_max,
         )
         self.num_aux = AuxRamp(config.num_aux, self.horizon, config.aux_horizon, config.aux_floor)
+        self.per_pass = steps_per_pass(config, data)
         self.accelerator = self.make_accelerator()
         self.device = self.accelerator.device
         self.state = LoopState()
@@ -112,7 +111,7 @@ class Trainer:
             raise ConfigError(f"method {config.method} has no encoder-only step: aggressive=off")
         if last is not None:
             self.state = load_optimizers(last, self.optimizers)
-        self.fresh = training_batches(data.train, config, self.state.inner_batches, inner=True)
+        self.fresh = self.task.training_batches(config, data, self.state.inner_batches, True)
 
     def make_accelerator(self) -> Accelerator:
         """Find devices and processes."""
@@ -132,27 +131,23 @@ class Trainer:
 
     def moment(self, step: int) -> Moment:
         """Return where in training a step stands."""
-        per_pass = -(-len(self.data.train) // self.config.batch_size)
         beta, num_aux = self.beta.at(step), self.num_aux.at(step)
-        return Moment(step, self.horizon, per_pass, beta, num_aux)
+        return Moment(step, self.horizon, self.per_pass, beta, num_aux)
 
     def step_on(
         self, number: int, step: int, purpose: int, responses: Ints, update: Update
     ) -> tuple[LossReport, float]:
         """Take one gradient step of an update on a batch; return its loss and gradient norm."""
         config, moment = self.config, self.moment(step)
-        batch = prepare_batch(
-            self.data.train,
-            responses,
-            config,
+        wish = BatchWish(
             self.raw_model.config.widths,
             StepNoise.of(config.seed, purpose, number),
             moment.num_aux,
-            sample_from=self.sampled_vocabulary(step),
-            hide=True,
-            rank=self.accelerator.process_index,
-            world=self.accelerator.num_processes,
-        ).to(self.device)
+            self.sampled_vocabulary(step),
+            self.accelerator.process_index,
+            self.accelerator.num_processes,
+        )
+        batch = self.task.prepare(config, self.data, responses, wish).to(self.device)
         report = self.method.loss(self.model, batch, config, moment, update.part)
         self.check(report, step, number)
         self.accelerator.backward(report.loss * batch.share)
@@ -206,7 +201,9 @@ class Trainer:
 
     def end_of_pass(self) -> str:
         """Apply the adaptive rule's test after a pass over the pairs; return what to say of it."""
-        information = latent_information(self.raw_model, self.data.valid, self.config, self.device)
+        information = self.task.latent_information(
+            self.raw_model, self.config, self.data, self.device
+        )
         still = information >= self.state.last_mutual_information
         self.state = replace(self.state, aggressive=still, last_mutual_information=information)
         what = "goes on" if still else "ends for good"
@@ -252,9 +249,7 @@ class Trainer:
 
     def evaluate(self, report: Reporter) -> None:
         """Measure the valid ELBO at beta 1 and keep the best checkpoint."""
-        values = validate(self.raw_model, self.data.valid, self.config, self.device)
-        if isinstance(self.raw_model, CVAE) and self.raw_model.config.noise:
-            values |= noise_shares(self.raw_model, self.data.valid, self.config)
+        values = self.task.validate(self.raw_model, self.config, self.data, self.device)
         report.record(self.state.step, "valid", values)
         names: tuple[str, ...] = ("last",)
         if values["score"] > self.state.best_score:
@@ -263,7 +258,7 @@ class Trainer:
         self.save(names)
 
 
-def fit(config: TrainConfig, data: DialogData, model: DialogModel, run: RunFolder) -> FitResult:
+def fit(config: TrainConfig, data: TaskData, model: TextModel, run: RunFolder) -> FitResult:
     """Train from the last checkpoint, or from the start, to the last step or a stop signal.
 
     Raises:
@@ -272,8 +267,7 @@ def fit(config: TrainConfig, data: DialogData, model: DialogModel, run: RunFolde
     trainer = Trainer(config, data, model, run)
     main = trainer.accelerator.is_main_process
     model.train()
-    batches = training_batches(data.train, config, trainer.state.step)
-    steps_per_pass = -(-len(data.train) // config.batch_size)
+    batches = trainer.task.training_batches(config, data, trainer.state.step, False)
     meter = Meter()
     reporter = Reporter(run, trainer.last_step, trainer.state.step, main)
     with stop_signals() as stop, reporter as report:
@@ -286,7 +280,7 @@ def fit(config: TrainConfig, data: DialogData, model: DialogModel, run: RunFolde
             report.advance(step)
             if step % config.log_every == 0 or step == trainer.last_step:
                 report.record(step, "train", {**meter.means(), **trainer.settings(step)})
-            if step % steps_per_pass == 0 and config.inner_steps() is None:
+            if step % trainer.per_pass == 0 and config.inner_steps() is None:
                 if trainer.state.aggressive:
                     report.say(trainer.end_of_pass())
             if step % config.eval_every == 0 or step == trainer.last_step:

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import PartialState
 
 from siserve_training.config import TrainConfig
-from siserve_training.data.pairs import PairSet
 from siserve_training.errors import RunError
 from siserve_training.fit import FitResult, fit, planned_steps
 from siserve_training.run_folder import RunFolder
-from siserve_training.tasks.dialog import DialogData, build_model, load_dialog_data
+from siserve_training.tasks.task import TaskData, load_task
 
 __all__ = ["resume_run", "start_run"]
 
@@ -37,18 +34,19 @@ def start_run(
     """
     run = RunFolder(out)
     run.check_free(overwrite)
+    task = load_task(config.task)
     processes = PartialState(cpu=not torch.cuda.is_available())
     with _in_turn(processes, config):
-        corpus = load_dialog_data(data, config, skip_bad_lines)
-    model = build_model(config, corpus)
-    facts = corpus_facts(data, corpus)
+        corpus: TaskData = task.load(data, config, skip_bad_lines, None)
+    model = task.build_model(config, corpus)
+    facts = task.facts(data, corpus)
     processes.wait_for_everyone()  # all have seen the folder free before one of them fills it
     if processes.is_main_process:
         run.create(config, corpus.text, facts, corpus.encoder)
         for note in corpus.notes:
             print(f"note: {note}", file=sys.stderr)
         print(
-            f"{facts['train']['pairs']} training and {facts['valid']['pairs']} valid pairs, "
+            f"{task.summary(corpus)}, "
             f"vocabulary {corpus.text.size}, {model.num_parameters():,} parameters, "
             f"{planned_steps(config, corpus)} steps",
             file=sys.stderr,
@@ -69,18 +67,18 @@ def resume_run(
     """
     run = RunFolder(out)
     config = run.resumed_config(overrides)
+    task = load_task(config.task)
     processes = PartialState(cpu=not torch.cuda.is_available())
     with _in_turn(processes, config):
-        corpus = load_dialog_data(data, config, skip_bad_lines, run.text(), run.sentence_folder())
-    facts, before = corpus_facts(data, corpus), run.corpus()
+        corpus: TaskData = task.load(data, config, skip_bad_lines, run)
+    facts, before = task.facts(data, corpus), run.corpus()
     for split in ("train", "valid"):
         if facts[split] != before[split]:
             raise RunError(
                 f"{data} is not the corpus of {out}: {split} has {facts[split]}, the run saw "
                 f"{before[split]}; pass the folder that the run was started with"
             )
-    corpus = dataclasses.replace(corpus, features=run.features())
-    return fit(config, corpus, build_model(config, corpus), run)
+    return fit(config, corpus, task.build_model(config, corpus), run)
 
 
 def _in_turn(processes: PartialState, config: TrainConfig) -> AbstractContextManager[None]:
@@ -89,28 +87,3 @@ def _in_turn(processes: PartialState, config: TrainConfig) -> AbstractContextMan
         return nullcontext()
     turn: AbstractContextManager[None] = processes.local_main_process_first()
     return turn
-
-
-def corpus_facts(folder: Path, data: DialogData) -> dict[str, Any]:
-    """Collect what a run notes of its corpus."""
-    return {
-        "folder": folder.name,
-        "vocabulary": data.text.size,
-        "topics": list(data.features.topics),
-        "profile": data.features.profile,
-        "train": _counts(data.train),
-        "valid": _counts(data.valid),
-        "notes": list(data.notes),
-        **({"context_encoder_sha256": data.encoder.digest} if data.encoder else {}),
-    }
-
-
-def _counts(pairs: PairSet) -> dict[str, int]:
-    lengths = np.array([len(ids) for ids in pairs.texts])
-    return {
-        "dialogs": len(pairs.first_of),
-        "utterances": len(pairs.text_of) - len(pairs.first_of),
-        "pairs": len(pairs),
-        "tokens": int(lengths[pairs.text_of].sum()),
-        "truncated": pairs.truncated,
-    }

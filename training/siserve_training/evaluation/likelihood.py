@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -13,11 +14,21 @@ from torch import Tensor
 from siserve_training.config import TrainConfig
 from siserve_training.data.batches import DialogBatch
 from siserve_training.data.pairs import Ints, PairSet
-from siserve_training.evaluation.system import System
-from siserve_training.models.draws import Noise
+from siserve_training.evaluation.system import Scorer, System
+from siserve_training.models.draws import Noise, NoiseWidths
 from siserve_training.tasks.prepared import RANKING, VALIDATION, StepNoise, evaluation_batches
 
-__all__ = ["LikelihoodEstimate", "Retrieval", "importance_weighted", "prior_sampled", "retrieval"]
+__all__ = [
+    "LikelihoodEstimate",
+    "Retrieval",
+    "chunk_sizes",
+    "importance_weighted",
+    "log_weights",
+    "prior_sampled",
+    "retrieval",
+]
+
+BatchT = TypeVar("BatchT")
 
 _BATCH_PAIRS = 32
 _CHUNK_SAMPLES = 10
@@ -86,18 +97,40 @@ def importance_weighted(
     for number, batch in enumerate(evaluation_batches(pairs, limit, _BATCH_PAIRS)):
         batch = batch.to(system.device)
         noise = StepNoise.of(config.seed, VALIDATION, number)
-        encoded = system.encode(batch)
-        weights = []
-        for size in chunk_sizes(samples, _CHUNK_SAMPLES):
-            eps = Noise.draw(noise.normal, len(batch), size, config.num_aux, system.widths).to(
-                system.device
-            )
-            latents = system.draw_posterior(encoded, eps)
-            log_p_x = system.log_p_x(batch, encoded.c, latents.z)
-            weights.append(log_p_x + latents.log_p_z - latents.log_q_z)
-        rows.append(torch.cat(weights, dim=1).cpu())  # (B, S)
+        sizes = chunk_sizes(samples, _CHUNK_SAMPLES)
+        rows.append(log_weights(system, batch, system.widths, noise, config.num_aux, sizes))
         tokens += int(batch.response_lengths.sum())
     return LikelihoodEstimate.of(torch.cat(rows), tokens)
+
+
+@torch.no_grad()
+def log_weights(
+    scorer: Scorer[BatchT],
+    batch: BatchT,
+    widths: NoiseWidths,
+    noise: StepNoise,
+    num_aux: int,
+    chunks: Iterable[int],
+) -> Tensor:
+    """Return log p(x,z|c) - log q(z|x,c) of S importance samples of each text, on the CPU, (B, S).
+
+    Args:
+        scorer: one that has densities.
+        batch: B texts, on its device.
+        widths: of the scorer's noise.
+        noise: of the batch.
+        num_aux: K; auxiliaries are shared within a chunk.
+        chunks: samples that are scored at once; they add up to S.
+    """
+    encoded = scorer.encode(batch)
+    rows, device = len(encoded.c), encoded.c.device
+    weights = []
+    for size in chunks:
+        eps = Noise.draw(noise.normal, rows, size, num_aux, widths).to(device)
+        latents = scorer.draw_posterior(encoded, eps)
+        log_p_x = scorer.log_p_x(batch, encoded.c, latents.z)
+        weights.append(log_p_x + latents.log_p_z - latents.log_q_z)
+    return torch.cat(weights, dim=1).cpu()
 
 
 @torch.no_grad()

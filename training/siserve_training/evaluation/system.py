@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from siserve.bundle.text import SpecialTokens
@@ -42,12 +42,15 @@ class Decoding:
             raise ConfigError(f"temperature must be at least 0, got {self.temperature}")
 
 
-class Scorer(Protocol):
-    """Draws latents and scores responses; every dialog model does, and every system."""
+BatchT = TypeVar("BatchT", contravariant=True)
+
+
+class Scorer(Protocol[BatchT]):
+    """Draws latents and scores texts; every model does, and every system."""
 
     has_densities: bool
 
-    def encode(self, batch: DialogBatch) -> Encoded:
+    def encode(self, batch: BatchT) -> Encoded:
         """Encode contexts and responses."""
 
     def draw_prior(self, c: Tensor, eps: Tensor) -> Tensor:
@@ -56,11 +59,11 @@ class Scorer(Protocol):
     def draw_posterior(self, encoded: Encoded, noise: Noise) -> Latents:
         """Draw J latents a pair from q(z|x,c)."""
 
-    def log_p_x(self, batch: DialogBatch, c: Tensor, z: Tensor) -> Tensor:
+    def log_p_x(self, batch: BatchT, c: Tensor, z: Tensor) -> Tensor:
         """Return log p(x|z,c) in nats, c (B, C) or (B, J, C), z (B, J, D), to (B, J)."""
 
 
-class System(Scorer, Protocol):
+class System(Scorer[DialogBatch], Protocol):
     """A system that can be measured. Tensors are on its device; noise is N(0, 1)."""
 
     widths: NoiseWidths

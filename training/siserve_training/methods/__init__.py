@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from siserve_training.export.model import GraphEmitter
     from siserve_training.methods.method import Method
 
-__all__ = ["METHODS", "Place", "load_graphs", "load_method"]
+__all__ = ["LM_METHODS", "METHODS", "METHODS_OF", "Place", "load_graphs", "load_method"]
 
 _METHODS = "siserve_training.methods"
 _EXPORT = "siserve_training.export"
@@ -35,6 +35,7 @@ class Place:
     graphs: str
 
 
+#: Methods of dialog.
 METHODS = {
     "si-cvae": Place(f"{_METHODS}.si_cvae", f"{_EXPORT}.cvae"),
     "cvae": Place(f"{_METHODS}.cvae", f"{_EXPORT}.cvae"),
@@ -45,6 +46,15 @@ METHODS = {
     "dialogwae": Place(f"{_METHODS}.dialogwae", f"{_EXPORT}.dialogwae"),
     "dialogwae-gmp": Place(f"{_METHODS}.dialogwae_gmp", f"{_EXPORT}.dialogwae"),
 }
+#: Methods of language modelling.
+LM_METHODS = {
+    "si-vae": Place(f"{_METHODS}.si_vae", f"{_EXPORT}.language"),
+    "vae": Place(f"{_METHODS}.vae", f"{_EXPORT}.language"),
+    "gmm-vae": Place(f"{_METHODS}.gmm_vae", f"{_EXPORT}.language"),
+    "sa-vae": Place(f"{_METHODS}.sa_vae", f"{_EXPORT}.language"),
+}
+#: By task, the default method first; no name stands in two tasks.
+METHODS_OF = {"dialog": METHODS, "lm": LM_METHODS}
 
 
 def load_method(name: str) -> Method:
@@ -68,6 +78,7 @@ def load_graphs(name: str) -> GraphEmitter:
 
 
 def _place(name: str) -> Place:
-    if name not in METHODS:
-        raise ConfigError(f"method must be one of {', '.join(METHODS)}, got {name!r}")
-    return METHODS[name]
+    known = {known: place for methods in METHODS_OF.values() for known, place in methods.items()}
+    if name not in known:
+        raise ConfigError(f"method must be one of {', '.join(known)}, got {name!r}")
+    return known[name]

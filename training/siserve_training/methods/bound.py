@@ -11,8 +11,8 @@ from siserve_training.config import TrainConfig
 from siserve_training.distributions import DiagonalNormal
 from siserve_training.errors import ConfigError
 from siserve_training.methods.method import LossReport, Update
-from siserve_training.models.dialog_model import DialogModel
 from siserve_training.models.draws import Draws
+from siserve_training.models.text_model import TextModel
 from siserve_training.objectives.schedules import Moment
 from siserve_training.objectives.surrogate import latent_bound
 from siserve_training.tasks.prepared import PreparedBatch
@@ -68,7 +68,7 @@ def one_update(config: TrainConfig, moment: Moment) -> tuple[Update, ...]:
     return (Update("bound", BOTH_SIDES),)
 
 
-def adam_of_both_sides(config: TrainConfig, model: DialogModel) -> dict[str, torch.optim.Optimizer]:
+def adam_of_both_sides(config: TrainConfig, model: TextModel) -> dict[str, torch.optim.Optimizer]:
     """Make one Adam for q(z|x,c) and one for the rest, so that either may step alone."""
     of_inference = {id(parameter) for parameter in model.inference_parameters()}
     groups = {

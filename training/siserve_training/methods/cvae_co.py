@@ -15,7 +15,7 @@ from siserve_training.data.pairs import Features
 from siserve_training.methods.bound import shared_rate
 from siserve_training.methods.method import LossReport, Method, Update, encoder_sizes
 from siserve_training.models.cvae_co import CVAECO, CVAECOConfig, LatentFit, Likelihood
-from siserve_training.models.dialog_model import DialogModel
+from siserve_training.models.text_model import TextModel
 from siserve_training.objectives.schedules import Moment
 from siserve_training.tasks.prepared import PreparedBatch
 
@@ -81,7 +81,7 @@ def _updates(config: TrainConfig, moment: Moment) -> tuple[Update, ...]:
     return (Update(part, ("latent", "rest")),)
 
 
-def _optimizers(config: TrainConfig, model: DialogModel) -> dict[str, torch.optim.Optimizer]:
+def _optimizers(config: TrainConfig, model: TextModel) -> dict[str, torch.optim.Optimizer]:
     assert isinstance(model, CVAECO)
     latent = model.latent_parameters()
     of_latent = {id(parameter) for parameter in latent}

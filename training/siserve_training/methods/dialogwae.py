@@ -23,8 +23,8 @@ from siserve_training.config import TrainConfig
 from siserve_training.data.pairs import Features
 from siserve_training.methods.bound import shared_rate
 from siserve_training.methods.method import LossReport, Method, Update, encoder_sizes
-from siserve_training.models.dialog_model import DialogModel
 from siserve_training.models.dialogwae import DialogWAE, DialogWAEConfig
+from siserve_training.models.text_model import TextModel
 from siserve_training.objectives.schedules import Moment
 from siserve_training.objectives.wasserstein import critic_gap, gradient_penalty, nll_per_token
 from siserve_training.tasks.prepared import PreparedBatch
@@ -71,7 +71,7 @@ def updates_in_turn(config: TrainConfig, moment: Moment) -> tuple[Update, ...]:
     return (Update(AUTOENCODER, (AUTOENCODER,)), Update(GENERATORS, (GENERATORS,)), *critic)
 
 
-def three_optimizers(config: TrainConfig, model: DialogModel) -> dict[str, torch.optim.Optimizer]:
+def three_optimizers(config: TrainConfig, model: TextModel) -> dict[str, torch.optim.Optimizer]:
     """Make SGD or Adam for the autoencoder, RMSprop for both sides of the game.
 
     The posterior's networks stand in the first two.

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from siserve_training.config import TrainConfig
 from siserve_training.data.pairs import Features
-from siserve_training.models.dialog_model import DialogModel, DialogModelConfig
+from siserve_training.models.text_model import TextModel
 from siserve_training.objectives.schedules import Moment
 from siserve_training.tasks.prepared import PreparedBatch
 
@@ -51,9 +52,9 @@ class Update:
     fresh_batch: bool = False
 
 
-ModelConfigOf = Callable[[TrainConfig, int, Features], DialogModelConfig]
+ModelConfigOf = Callable[[TrainConfig, int, Features], Any]  # the model class's own configuration
 LossOf = Callable[[nn.Module, PreparedBatch, TrainConfig, Moment, str], LossReport]
-OptimizersOf = Callable[[TrainConfig, DialogModel], dict[str, torch.optim.Optimizer]]
+OptimizersOf = Callable[[TrainConfig, TextModel], dict[str, torch.optim.Optimizer]]
 RateOf = Callable[[TrainConfig, str, Moment], float]
 ClipOf = Callable[[nn.Module, TrainConfig, str], float]
 
@@ -72,7 +73,7 @@ class Method:
         clip: (model, config, part) clips gradients in place and returns their norm.
     """
 
-    model_class: type[DialogModel]
+    model_class: type[Any]  # of TextModel
     model_config: ModelConfigOf
     loss: LossOf
     updates: Callable[[TrainConfig, Moment], tuple[Update, ...]]

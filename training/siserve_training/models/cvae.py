@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from siserve_training.data.batches import DialogBatch
-from siserve_training.distributions import Density, DiagonalNormal, Mixture, SemiImplicit
+from siserve_training.distributions import Density, DiagonalNormal, Mixture
 from siserve_training.models.dialog_model import DialogModel, DialogModelConfig
-from siserve_training.models.draws import Draws, Encoded, Latents, Noise, NoiseWidths, as_uniform
-from siserve_training.nets.heads import BagOfWords, GaussianHead, MixtureHead
+from siserve_training.models.draws import Draws, Encoded, Latents, Noise, NoiseWidths
+from siserve_training.models.posterior import as_mixture, draw_each, draw_latents, make_head
+from siserve_training.nets.heads import BagOfWords, GaussianHead
 from siserve_training.nets.output import WordSample, bag_log_probs
 from siserve_training.nets.recurrent import ResponseDecoder
 
@@ -97,7 +98,15 @@ class CVAE(DialogModel):
             config.latent,
             config.logvar_clamp,
         )
-        self.posterior_net = self._make_posterior(config)
+        self.posterior_net = make_head(
+            config.condition + config.response,
+            config.post_hidden,
+            config.latent,
+            config.logvar_clamp,
+            config.noise,
+            config.components,
+            multiplies=config.noise_entry == "multiplied",
+        )
         condition = config.condition + config.latent
         self.decoder = ResponseDecoder(
             condition, config.word_embedding, config.decoder_hidden, config.vocabulary
@@ -105,26 +114,6 @@ class CVAE(DialogModel):
         if config.bow_hidden:
             self.bow_head = BagOfWords(condition, config.bow_hidden, config.vocabulary)
         self.post_init()  # type: ignore[no-untyped-call]
-
-    @staticmethod
-    def _make_posterior(config: CVAEConfig) -> GaussianHead | MixtureHead:
-        features = config.condition + config.response
-        if config.components > 1:
-            return MixtureHead(
-                features,
-                config.post_hidden,
-                config.latent,
-                config.components,
-                config.logvar_clamp,
-            )
-        return GaussianHead(
-            features,
-            config.noise,
-            config.post_hidden,
-            config.latent,
-            config.logvar_clamp,
-            multiplies=config.noise_entry == "multiplied",
-        )
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
@@ -165,27 +154,22 @@ class CVAE(DialogModel):
         mu, logvar = self.posterior_net(features, eps_lam)
         return DiagonalNormal(mu.float(), logvar.float())
 
+    @property
+    def is_explicit(self) -> bool:
+        """Whether the posterior is an explicit mixture."""
+        return bool(self.config.components > 1)
+
     def mixture(self, encoded: Encoded, eps_lam: Tensor) -> Mixture:
         """Return q(z|x,c) as a mixture: the explicit one, or that of the drawn lambda."""
-        if self.config.components == 1:
-            return Mixture.uniform(self.conditional(encoded, eps_lam))
         features = torch.cat([encoded.c, encoded.response], dim=-1)
-        mu, logvar, log_weights = self.posterior_net(features)
-        return Mixture(DiagonalNormal(mu.float(), logvar.float()), log_weights.float())
+        return as_mixture(self.posterior_net, features, eps_lam)
 
     def draw_posterior(self, encoded: Encoded, noise: Noise) -> Latents:
         """Draw J latents from q(z|x,c); K = S - J of the S draws of eps_lam are auxiliaries."""
-        draws = noise.eps_z.shape[1]
-        mixture = self.mixture(encoded, noise.eps_lam)
-        posterior: Density = mixture
-        if self.config.components == 1:
-            own = mixture.components.draws(0, draws)
-            posterior = SemiImplicit(own, mixture.components.draws(draws))
-        else:
-            own = mixture.choose(as_uniform(noise.eps_lam[:, :draws, 0]))
-        z = own.rsample(noise.eps_z)  # (B, J, D)
-        prior = self.prior_density(encoded.c, noise.eps_prior)
-        return Latents(z, posterior.log_prob(z), prior.log_prob(z), own.log_prob(z))
+        drawn = draw_latents(self.mixture(encoded, noise.eps_lam), self.is_explicit, noise)
+        log_p_z = self.prior_density(encoded.c, noise.eps_prior).log_prob(drawn.z)
+        log_q_z, log_own_z = drawn.density.log_prob(drawn.z), drawn.own.log_prob(drawn.z)
+        return Latents(drawn.z, log_q_z, log_p_z, log_own_z)
 
     def log_p_bow(
         self, batch: DialogBatch, c: Tensor, z: Tensor, sample: WordSample | None = None
@@ -217,22 +201,14 @@ class CVAE(DialogModel):
             sample: words over which the softmax is estimated; None for all.
         """
         encoded = self.encode(batch)
-        mixture = self.mixture(encoded, noise.eps_lam)
-        draws = noise.eps_z.shape[1]
-        own: DiagonalNormal = mixture.components
-        posterior: Density = mixture
-        log_weights: Tensor | None = mixture.log_weights
-        if self.config.components == 1:
-            own, log_weights = mixture.components.draws(0, draws), None
-            posterior = SemiImplicit(own, mixture.components.draws(draws))
-        z = own.rsample(noise.eps_z)  # (B, J, D)
+        drawn = draw_each(self.mixture(encoded, noise.eps_lam), self.is_explicit, noise.eps_z)
         return Draws(
-            z=z,
+            z=drawn.z,
             prior=self.prior_density(encoded.c, noise.eps_prior),
-            own=own,
-            posterior=posterior,
-            log_p_x=self.log_p_x(batch, encoded.c, z, sample),
-            log_p_bow=self.log_p_bow(batch, encoded.c, z, sample) if bow else None,
+            own=drawn.own,
+            posterior=drawn.density,
+            log_p_x=self.log_p_x(batch, encoded.c, drawn.z, sample),
+            log_p_bow=self.log_p_bow(batch, encoded.c, drawn.z, sample) if bow else None,
             tokens=batch.response_lengths,
-            log_weights=log_weights,
+            log_weights=drawn.log_weights,
         )

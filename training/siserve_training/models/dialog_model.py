@@ -6,41 +6,36 @@ latents from prior and posterior, score a response, step the decoder.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
 
 from siserve_training.data.batches import DialogBatch
-from siserve_training.models.draws import Encoded, Latents, Noise, NoiseWidths
+from siserve_training.models.draws import Encoded
+from siserve_training.models.packed_texts import PackedTexts, pack_texts
+from siserve_training.models.text_model import TextModel, TextModelConfig
 from siserve_training.nets.collaborative import ConditionedDecoder
 from siserve_training.nets.dropout import Dropout
-from siserve_training.nets.gru import PackedLayout
 from siserve_training.nets.initial import initialise_as_zhao
 from siserve_training.nets.output import WordSample, token_log_probs
 from siserve_training.nets.recurrent import ContextEncoder, ResponseDecoder, UtteranceEncoder
 from siserve_training.nets.sentence import SentenceEncoder
 
-__all__ = ["DialogModel", "DialogModelConfig", "PackedResponses"]
+__all__ = ["DialogModel", "DialogModelConfig"]
 
 _PROFILE_SIZE = 8
 
 
-class DialogModelConfig(PreTrainedConfig):
+class DialogModelConfig(TextModelConfig):
     """Sizes of the encoders; the defaults are those of Zhao et al. 2017.
 
     Attributes:
-        vocabulary: number of word ids.
-        word_embedding: size of a word vector.
         utterance_hidden: hidden units of the utterance encoder, per direction.
         context_hidden: hidden units of the context encoder.
         topics: known topics; 0 leaves the topic embedding out.
         topic_embedding: size of a topic's vector.
         profile: whether the condition vector holds the two speakers' profiles.
-        latent: D.
         sentence_encoder: sizes of a pretrained encoder of context utterances (`SentenceEncoder`)
             in place of the GRU over words; None for the GRU.
         tunes_sentence_encoder: whether the model holds that encoder and trains it; if not, it is
@@ -49,26 +44,20 @@ class DialogModelConfig(PreTrainedConfig):
 
     def __init__(
         self,
-        vocabulary: int = 10_002,
-        word_embedding: int = 200,
         utterance_hidden: int = 300,
         context_hidden: int = 600,
         topics: int = 0,
         topic_embedding: int = 30,
         profile: bool = False,
-        latent: int = 200,
         sentence_encoder: dict[str, Any] | None = None,
         tunes_sentence_encoder: bool = False,
         **kwargs: Any,
     ) -> None:
-        self.vocabulary = vocabulary
-        self.word_embedding = word_embedding
         self.utterance_hidden = utterance_hidden
         self.context_hidden = context_hidden
         self.topics = topics
         self.topic_embedding = topic_embedding
         self.profile = profile
-        self.latent = latent
         self.sentence_encoder = sentence_encoder
         self.tunes_sentence_encoder = tunes_sentence_encoder
         super().__init__(**kwargs)
@@ -89,37 +78,8 @@ class DialogModelConfig(PreTrainedConfig):
         """F, the size of an utterance vector."""
         return 2 * self.utterance_hidden
 
-    @property
-    def widths(self) -> NoiseWidths:
-        """What noise the model takes."""
-        return NoiseWidths(0, self.latent)
 
-    @property
-    def prior_width(self) -> int:
-        """P, the numbers that a latent of the prior is drawn from."""
-        return self.widths.z + self.widths.prior
-
-
-@dataclass(frozen=True)
-class PackedResponses:
-    """Responses as a decoder takes them, J rows for each of B responses.
-
-    Attributes:
-        layout: of the packed tokens, R = B J rows.
-        words: vectors of the distinct words, (M, W).
-        places: index into `words` of each packed input token, (N,).
-        targets: id of the token that follows each place, (N,).
-        draws: J.
-    """
-
-    layout: PackedLayout
-    words: Tensor
-    places: Tensor
-    targets: Tensor
-    draws: int
-
-
-class DialogModel(PreTrainedModel, ABC):
+class DialogModel(TextModel):
     """Encoders of utterances and contexts; the latents and the decoder are each model's own.
 
     Args:
@@ -127,12 +87,7 @@ class DialogModel(PreTrainedModel, ABC):
     """
 
     config_class: type[DialogModelConfig] = DialogModelConfig
-    base_model_prefix = ""
     main_input_name = "utterances"
-    #: Whether p(z|c) and q(z|x,c) have densities; without them there is no ELBO.
-    has_densities = True
-    #: Whether the response follows from the context alone, without a latent.
-    is_deterministic = False
     #: Whether anything but the context encoder looks at an utterance's vector.
     encodes_responses = True
     decoder: ResponseDecoder | ConditionedDecoder
@@ -150,29 +105,8 @@ class DialogModel(PreTrainedModel, ABC):
             self.sentence_encoder = SentenceEncoder(**config.sentence_encoder)
         self.context_encoder = ContextEncoder(config.said, config.context_hidden)
 
-    @torch.no_grad()
-    def init_weights(self) -> None:
-        """Initialise every module, the parts of a module before itself.
-
-        transformers' own walk passes over modules that hold their parameters in parts alone.
-        """
-        for module in reversed(list(self.modules())):
-            self._init_weights(module)
-
     def _init_weights(self, module: nn.Module) -> None:
         initialise_as_zhao(module)
-
-    @abstractmethod
-    def draw_prior(self, c: Tensor, eps: Tensor) -> Tensor:
-        """Draw from p(z|c), (B, C) and noise (B, S, P) to (B, S, D)."""
-
-    @abstractmethod
-    def draw_posterior(self, encoded: Encoded, noise: Noise) -> Latents:
-        """Draw J latents a pair from q(z|x,c)."""
-
-    def inference_parameters(self) -> list[nn.Parameter]:
-        """Return the parameters of q(z|x,c) alone, which Algorithm 1's inner steps train."""
-        return []
 
     def pretrained_parameters(self) -> list[nn.Parameter]:
         """Return the parameters of a pretrained encoder that is tuned, which learn more slowly."""
@@ -267,25 +201,13 @@ class DialogModel(PreTrainedModel, ABC):
 
     def pack_responses(
         self, batch: DialogBatch, draws: int, dropout: Dropout | None = None
-    ) -> PackedResponses:
+    ) -> PackedTexts:
         """Lay out what the decoder is told, and what it is to say, for J draws of each response."""
-        layout = PackedLayout.of(
-            batch.response_lengths.repeat_interleave(draws), batch.response.device
-        )
         ids = batch.utterances[batch.response]  # (B, T)
-        given = ids[layout.rows // draws, layout.steps]  # (N,)
-        targets = ids[layout.rows // draws, layout.steps + 1]
-        distinct, places = torch.unique(given, return_inverse=True)
-        words = self.embedding(distinct)  # (M, W)
-        if dropout is not None:  # every token has a mask of its own
-            words, places = dropout(words[places]), torch.arange(len(given), device=given.device)
-        return PackedResponses(layout, words, places, targets, draws)
+        return pack_texts(ids, batch.response_lengths, self.embedding, draws, dropout)
 
     def score_states(
-        self, states: Tensor, told: PackedResponses, sample: WordSample | None = None
+        self, states: Tensor, told: PackedTexts, sample: WordSample | None = None
     ) -> Tensor:
         """Sum the log-probabilities of targets over each response, (N, H) to (B, J)."""
-        log_p = token_log_probs(states, self.decoder.out, told.targets, sample)  # (N,)
-        rows = int(told.layout.batch_sizes[0])
-        sums = log_p.new_zeros(rows).index_add(0, told.layout.rows, log_p)
-        return sums.view(-1, told.draws)  # (B, J)
+        return told.sums(token_log_probs(states, self.decoder.out, told.targets, sample))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from siserve_training.data.sentence_batches import SentenceBatch
 from siserve_training.distributions import Density, DiagonalNormal
 
 __all__ = ["Draws", "Encoded", "Latents", "Noise", "NoiseWidths", "as_uniform"]
@@ -80,10 +81,12 @@ class Encoded:
     Attributes:
         c: condition vector, (B, C).
         response: response vector, (B, F).
+        text: what was encoded, for a posterior that is refined on it; None elsewhere.
     """
 
     c: Tensor
     response: Tensor
+    text: SentenceBatch | None = None
 
 
 @dataclass(frozen=True)

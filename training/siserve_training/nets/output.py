@@ -31,7 +31,7 @@ class _LinearLogProb(torch.autograd.Function):
         for rows, words in _chunks(states, targets):
             logits = _aligned_rows(rows, len(weight))  # (n, V)
             torch.addmm(bias, rows, weight.t(), out=logits)
-            scores = logits.float()
+            scores = _at_least_float32(logits)
             log_sum = scores.logsumexp(-1, keepdim=True)
             log_probs.append((scores.gather(1, words.unsqueeze(1)) - log_sum).squeeze(1))
             ctx.probabilities.append(scores.sub_(log_sum).exp_().to(weight.dtype))
@@ -39,10 +39,11 @@ class _LinearLogProb(torch.autograd.Function):
         return torch.cat(log_probs)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         states, weight, targets = ctx.saved_tensors
+        of_layer = ctx.needs_input_grad[1]
         grad_states = torch.empty_like(states)
-        grad_weight = torch.zeros_like(weight)
+        grad_weight = torch.zeros_like(weight) if of_layer else weight
         grad_bias = weight.new_zeros(len(weight))
         pieces = zip(
             ctx.probabilities,
@@ -56,8 +57,11 @@ class _LinearLogProb(torch.autograd.Function):
             # d log p[word] / d logits = one-hot - p
             error = (probabilities * -scale).scatter_add_(1, words.unsqueeze(1), scale)
             torch.mm(error, weight, out=out)
-            grad_weight.addmm_(error.t(), rows)
-            grad_bias.add_(error.sum(0))
+            if of_layer:
+                grad_weight.addmm_(error.t(), rows)
+                grad_bias.add_(error.sum(0))
+        if not of_layer:
+            return grad_states, None, None, None
         return grad_states, grad_weight, grad_bias, None
 
 
@@ -65,7 +69,8 @@ def _log_probs(states: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) ->
     """Compute what `_LinearLogProb` does and keep nothing for a gradient."""
     log_probs = [torch.empty(0, device=states.device)]
     for rows, words in _chunks(states, targets):
-        scores = torch.addmm(bias, rows, weight.t(), out=_aligned_rows(rows, len(weight))).float()
+        logits = torch.addmm(bias, rows, weight.t(), out=_aligned_rows(rows, len(weight)))
+        scores = _at_least_float32(logits)
         log_sum = scores.logsumexp(-1, keepdim=True)
         log_probs.append((scores.gather(1, words.unsqueeze(1)) - log_sum).squeeze(1))
     return torch.cat(log_probs)
@@ -74,6 +79,10 @@ def _log_probs(states: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) ->
 def _aligned_rows(like: Tensor, width: int) -> Tensor:
     """Return an empty (rows, width) matrix whose rows start at cache lines, half again as fast."""
     return like.new_empty(len(like), -(-width // 16) * 16)[:, :width]
+
+
+def _at_least_float32(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def _chunks(states: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

@@ -3,30 +3,48 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
 from siserve.bundle.text import Text
 
 from siserve_training.config import TrainConfig
+from siserve_training.data.batches import DialogBatch
 from siserve_training.data.corpus import SPLITS, DialogCorpus
-from siserve_training.data.pairs import Features, PairSet, build_vocabulary, find_features
+from siserve_training.data.pairs import (
+    Features,
+    Ints,
+    PairSet,
+    build_vocabulary,
+    find_features,
+)
 from siserve_training.data.sentence_folder import SentenceFolder
 from siserve_training.data.word_vectors import start_from_vectors
 from siserve_training.evaluation.information import mutual_information
+from siserve_training.evaluation.noise_use import noise_shares
 from siserve_training.evaluation.system import Scorer
 from siserve_training.methods import load_method
 from siserve_training.models.cvae import CVAE
 from siserve_training.models.dialog_model import DialogModel
 from siserve_training.models.draws import NoiseWidths
 from siserve_training.models.pretrained import load_sentence_encoder
-from siserve_training.tasks.prepared import PreparedBatch, validation_batches
+from siserve_training.models.text_model import TextModel
+from siserve_training.run_folder import RunFolder
+from siserve_training.tasks.bound import mean_bound
+from siserve_training.tasks.prepared import (
+    PreparedBatch,
+    prepare_batch,
+    training_batches,
+    validation_batches,
+)
+from siserve_training.tasks.task import BatchWish, Task
 from siserve_training.tasks.told import tell_pairs
 
 __all__ = [
+    "TASK",
     "DialogData",
     "bound",
     "build_model",
@@ -124,7 +142,7 @@ def build_model(config: TrainConfig, data: DialogData) -> DialogModel:
         sizes.tunes_sentence_encoder = config.tune_context_encoder
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
-        model = method.model_class(sizes)
+        model: DialogModel = method.model_class(sizes)
     if data.encoder is not None and config.tune_context_encoder:
         model.sentence_encoder = load_sentence_encoder(data.encoder)
     if config.word_vectors:
@@ -152,7 +170,11 @@ def validate(
 
 @torch.no_grad()
 def bound(
-    scorer: Scorer, widths: NoiseWidths, pairs: PairSet, config: TrainConfig, device: torch.device
+    scorer: Scorer[DialogBatch],
+    widths: NoiseWidths,
+    pairs: PairSet,
+    config: TrainConfig,
+    device: torch.device,
 ) -> dict[str, float]:
     """Compute what `validate` returns of anything that scores responses.
 
@@ -166,38 +188,8 @@ def bound(
     if not scorer.has_densities:
         draws = max(config.num_latents, _PRIOR_DRAWS)
         config = replace(config, num_latents=draws, num_aux=draws - 1)  # prior noise for each
-    sums: Counter[str] = Counter()
-    for batch in validation_batches(pairs, config, widths, config.valid_pairs):
-        sums.update(_totals(scorer, batch.to(device)))
-    count = min(config.valid_pairs or len(pairs), len(pairs))
-    tokens = sums.pop("tokens")
-    values = {name: total / count for name, total in sums.items()}
-    return {**values, "perplexity": float(np.exp(-sums["score"] / tokens))}
-
-
-def _totals(scorer: Scorer, batch: PreparedBatch) -> dict[str, float]:
-    pairs, noise = batch.pairs, batch.noise
-    encoded = scorer.encode(pairs)
-    tokens = float(pairs.response_lengths.sum())
-    if not scorer.has_densities:
-        z = scorer.draw_prior(encoded.c, torch.cat([noise.eps_z, noise.eps_prior], dim=-1))
-        log_p_x = scorer.log_p_x(pairs, encoded.c, z)  # (B, J)
-        mean = torch.logsumexp(log_p_x, dim=1) - math.log(log_p_x.shape[1])
-        return {"score": float(mean.sum()), "tokens": tokens}
-    latents = scorer.draw_posterior(encoded, noise)
-    log_p_x = scorer.log_p_x(pairs, encoded.c, latents.z)  # (B, J)
-    kl = (latents.log_q_z - latents.log_p_z).mean(1)
-    gain = (latents.log_own_z - latents.log_q_z).mean(1)
-    rec = -log_p_x.mean(1)
-    elbo = float((-rec - kl).sum())
-    return {
-        "elbo": elbo,
-        "rec": float(rec.sum()),
-        "kl": float(kl.sum()),
-        "b_k": float(gain.sum()),
-        "score": elbo,
-        "tokens": tokens,
-    }
+    batches = validation_batches(pairs, config, widths, config.valid_pairs)
+    return mean_bound(scorer, batches, device)
 
 
 @torch.no_grad()
@@ -212,8 +204,91 @@ def latent_information(
         return math.nan
     model.train(False)
     batch = next(validation_batches(pairs, config, model.config.widths, count, count)).to(device)
-    encoded = model.encode(batch.pairs)
+    encoded = model.encode(cast(DialogBatch, batch.pairs))
     latents = model.draw_posterior(encoded, batch.noise)
     mixture = model.mixture(encoded, batch.noise.eps_lam)
     model.train()
     return mutual_information(latents.z[:, 0], mixture)
+
+
+def _load(
+    folder: Path, config: TrainConfig, skip_bad_lines: bool, run: RunFolder | None
+) -> DialogData:
+    if run is None:
+        return load_dialog_data(folder, config, skip_bad_lines)
+    text, encoder = run.text(), run.sentence_folder()
+    return replace(
+        load_dialog_data(folder, config, skip_bad_lines, text, encoder), features=run.features()
+    )
+
+
+def corpus_facts(folder: Path, data: DialogData) -> dict[str, Any]:
+    """Collect what a run notes of its corpus."""
+    return {
+        "folder": folder.name,
+        "vocabulary": data.text.size,
+        "topics": list(data.features.topics),
+        "profile": data.features.profile,
+        "train": _counts(data.train),
+        "valid": _counts(data.valid),
+        "notes": list(data.notes),
+        **({"context_encoder_sha256": data.encoder.digest} if data.encoder else {}),
+    }
+
+
+def _counts(pairs: PairSet) -> dict[str, int]:
+    lengths = np.array([len(ids) for ids in pairs.texts])
+    return {
+        "dialogs": len(pairs.first_of),
+        "utterances": len(pairs.text_of) - len(pairs.first_of),
+        "pairs": len(pairs),
+        "tokens": int(lengths[pairs.text_of].sum()),
+        "truncated": pairs.truncated,
+    }
+
+
+def _prepare(config: TrainConfig, data: DialogData, items: Ints, wish: BatchWish) -> PreparedBatch:
+    return prepare_batch(
+        data.train,
+        items,
+        config,
+        wish.widths,
+        wish.noise,
+        wish.num_aux,
+        sample_from=wish.sample_from,
+        hide=True,
+        rank=wish.rank,
+        world=wish.world,
+    )
+
+
+def _validate(
+    model: TextModel, config: TrainConfig, data: DialogData, device: torch.device
+) -> dict[str, float]:
+    assert isinstance(model, DialogModel)
+    values = validate(model, data.valid, config, device)
+    if isinstance(model, CVAE) and model.config.noise:
+        values |= noise_shares(model, data.valid, config)
+    return values
+
+
+def _information(
+    model: TextModel, config: TrainConfig, data: DialogData, device: torch.device
+) -> float:
+    assert isinstance(model, DialogModel)
+    return latent_information(model, data.valid, config, device)
+
+
+TASK = Task(
+    load=_load,
+    facts=corpus_facts,
+    summary=lambda data: f"{len(data.train)} training and {len(data.valid)} valid pairs",
+    build_model=build_model,
+    batches_per_pass=lambda config, data: len(data.train) / config.batch_size,
+    training_batches=lambda config, data, first, inner: training_batches(
+        data.train, config, first, inner
+    ),
+    prepare=_prepare,
+    validate=_validate,
+    latent_information=_information,
+)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ __all__ = [
     "VALIDATION",
     "PreparedBatch",
     "StepNoise",
+    "TextBatch",
     "evaluation_batches",
     "prepare_batch",
     "spread",
@@ -60,19 +62,33 @@ class StepNoise:
         return torch.randn(*shape, generator=self.generator)
 
 
+class TextBatch(Protocol):
+    """Texts that a model learns to say: responses with their contexts, or sentences."""
+
+    def __len__(self) -> int:
+        """Return how many."""
+
+    @property
+    def response_lengths(self) -> Tensor:
+        """Predicted tokens of each, on the CPU, (B,)."""
+
+    def to(self, device: torch.device) -> TextBatch:
+        """Move the batch."""
+
+
 @dataclass(frozen=True)
 class PreparedBatch:
     """A batch with its noise, ready for a forward pass.
 
     Attributes:
-        pairs: the process's share of the batch.
+        pairs: the process's share of the batch; sentences count as pairs without a context.
         noise: of its latents.
         sample: words of the sampled softmax, or None.
         share: pairs here over pairs of an even split, to weigh uneven shares.
         seed: of what a model draws itself while it trains, such as masks of dropout.
     """
 
-    pairs: DialogBatch
+    pairs: TextBatch
     noise: Noise
     sample: WordSample | None
     share: float

@@ -1,0 +1,107 @@
+"""Encoder and decoder of a sentence VAE (Bowman et al. 2016) as He et al. 2019 build them."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from siserve_training.nets.gru import PackedLayout
+from siserve_training.nets.lstm import packed_lstm
+
+__all__ = ["LatentDecoder", "SentenceReader", "initialise_as_kim"]
+
+_BOUND = 0.1
+
+
+class SentenceReader(nn.Module):
+    """LSTM over the words of a sentence, which it has vectors of its own for."""
+
+    def __init__(self, vocabulary: int, word_embedding: int, hidden: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(vocabulary, word_embedding, padding_idx=0)
+        self.lstm = nn.LSTM(word_embedding, hidden, batch_first=True)
+
+    def forward(self, ids: Tensor, lengths: Tensor) -> Tensor:
+        """Return the state after ``</s>`` of sentences sorted by length, longest first.
+
+        Args:
+            ids: with ``<s>`` and ``</s>``, 0-padded, (B, T).
+            lengths: on the CPU, (B,).
+
+        Returns:
+            (B, H).
+        """
+        layout = PackedLayout.of(lengths, ids.device)
+        words, places = torch.unique(ids[layout.rows, layout.steps], return_inverse=True)
+        _, last = packed_lstm(self.lstm, self.embedding(words), places, layout)
+        return last
+
+
+class LatentDecoder(nn.Module):
+    """LSTM language model that is told the latent at every step and starts from it.
+
+    The first cell is a linear map of z, the first state its tanh (He et al. 2019). What is carried
+    from step to step is [state, cell, z].
+
+    Args:
+        latent: D.
+        word_embedding: size of a word vector.
+        hidden: size of the state.
+        vocabulary: number of word ids.
+    """
+
+    def __init__(self, latent: int, word_embedding: int, hidden: int, vocabulary: int) -> None:
+        super().__init__()
+        self.init = nn.Linear(latent, hidden, bias=False)
+        self.lstm = nn.LSTM(word_embedding + latent, hidden, batch_first=True)
+        self.out = nn.Linear(hidden, vocabulary)
+
+    def first_state(self, z: Tensor) -> Tensor:
+        """Return what is carried into the first step, (..., D) to (..., 2H+D)."""
+        cell = self.init(z)
+        return torch.cat([torch.tanh(cell), cell, z.to(cell.dtype)], dim=-1)
+
+    def forward(
+        self, words: Tensor, places: Tensor, layout: PackedLayout, carried: Tensor
+    ) -> Tensor:
+        """Run over given tokens.
+
+        Args:
+            words: vectors of the distinct words, (M, W).
+            places: index into `words` of each packed input token, (N,).
+            layout: of the packed tokens, R rows.
+            carried: into the first step, (R, 2H+D).
+
+        Returns:
+            States that predict the token after each place, (N, H).
+        """
+        state, cell, z = self._parts(carried)
+        states, _ = packed_lstm(self.lstm, words, places, layout, z, (state, cell))
+        return states
+
+    def step(self, embedded: Tensor, carried: Tensor) -> tuple[Tensor, Tensor]:
+        """Take one token a row; return logits (R, V) and what is carried on, (R, 2H+D)."""
+        state, cell, z = self._parts(carried)
+        told = torch.cat([embedded, z], dim=-1).unsqueeze(1)  # (R, 1, W+D)
+        first = (state.unsqueeze(0).contiguous(), cell.unsqueeze(0).contiguous())
+        _, (state, cell) = self.lstm(told, first)
+        logits = cast(Tensor, self.out(state[0]))
+        return logits, torch.cat([state[0], cell[0], z], dim=-1)
+
+    def _parts(self, carried: Tensor) -> tuple[Tensor, ...]:
+        hidden = self.lstm.hidden_size
+        sizes = [hidden, hidden, carried.shape[-1] - 2 * hidden]
+        parts: tuple[Tensor, ...] = carried.split(sizes, dim=-1)
+        return parts
+
+
+def initialise_as_kim(module: nn.Module) -> None:
+    """Initialise one module: U(-0.1, 0.1) throughout, as in Kim et al. 2018's code."""
+    if isinstance(module, (nn.Embedding, nn.Linear, nn.LSTM)):
+        for parameter in module.parameters(recurse=False):
+            nn.init.uniform_(parameter, -_BOUND, _BOUND)
+    if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+        with torch.no_grad():
+            module.weight[module.padding_idx].zero_()
