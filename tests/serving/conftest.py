@@ -1,6 +1,7 @@
 """A model in this process, and a real server in a process of its own, both on one tiny bundle."""
 
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -101,7 +102,7 @@ def _start(stack: ExitStack, *arguments: object, **variables: str) -> RunningSer
     stack.callback(end)
     assert ready.wait(30) and lines, f"the server did not come up: {log}"
     deadline = time.monotonic() + 10
-    while not (urls := [line.split()[-1] for line in log if "metrics on http" in line]):
+    while not (urls := re.findall(r'metrics on (http[^\s"]+)', "\n".join(log))):
         assert time.monotonic() < deadline, log
         time.sleep(0.01)
     return RunningServer(process, lines[0].split()[-1], urls[0], lines, log)

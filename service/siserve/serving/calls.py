@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from siserve.serving.errors import ShuttingDown
 from siserve.serving.keys import Caller
@@ -17,10 +18,12 @@ class Call:
     Attributes:
         caller: whom the gate found.
         deadline: time.monotonic() after which nobody waits for the answer.
+        facts: what the log tells of it, beside what it tells of every call; no text of users.
     """
 
     caller: Caller = Caller()
     deadline: float = float("inf")
+    facts: dict[str, Any] = field(default_factory=dict)
 
 
 class OpenCalls:

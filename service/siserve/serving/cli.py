@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Sequence
 from enum import StrEnum
@@ -12,6 +11,7 @@ from typing import Annotated
 import typer
 
 from siserve.command import run_app
+from siserve.serving.tools import key, verify
 
 __all__ = ["run"]
 
@@ -22,6 +22,11 @@ class _Device(StrEnum):
     AUTO = "auto"
     CUDA = "cuda"
     CPU = "cpu"
+
+
+class _LogFormat(StrEnum):
+    TEXT = "text"
+    JSON = "json"
 
 
 @_app.callback()
@@ -198,6 +203,15 @@ def serve(
             metavar="FILE", envvar="SISERVE_KEYS_FILE", help="Ask for a key; see siserve key."
         ),
     ] = None,
+    log_format: Annotated[
+        _LogFormat, typer.Option(envvar="SISERVE_LOG_FORMAT", help="Lines for people or machines.")
+    ] = _LogFormat.TEXT,
+    otlp_endpoint: Annotated[
+        str,
+        typer.Option(
+            metavar="URL", envvar="SISERVE_OTLP_ENDPOINT", help="Send traces there by OTLP."
+        ),
+    ] = "",
     reflection: Annotated[
         bool | None,
         typer.Option(
@@ -211,16 +225,17 @@ def serve(
 
     Example: siserve serve --model ./my-bundle --port 50051
     """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     # gRPC's C core would add lines of its own to an error that is told in one.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from siserve.serving.admission import RateLimit
     from siserve.serving.engine import EngineOptions
+    from siserve.serving.logs import start_log
     from siserve.serving.options import ConnectionLimits, ServerOptions
     from siserve.serving.requests import RequestLimits
     from siserve.serving.server import run_server
     from siserve.serving.tls import CertificateFiles
 
+    start_log(log_format.value)
     options = ServerOptions(
         models=tuple(model),
         model_dir=model_dir,
@@ -238,6 +253,7 @@ def serve(
         tls=CertificateFiles.of(tls_cert, tls_key, tls_client_ca),
         insecure=insecure,
         keys=keys_file,
+        otlp_endpoint=otlp_endpoint,
         limits=RequestLimits(
             max_responses,
             max_turns,
@@ -255,37 +271,8 @@ def serve(
     return run_server(options, _announce)
 
 
-@_app.command()
-def verify(
-    bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.")],
-) -> None:
-    """Check every byte of a bundle: exit code 0 if it is whole, 1 and the reason if not.
-
-    Example: siserve verify ./my-bundle
-    """
-    from siserve.bundle.verify import open_bundle
-
-    manifest = open_bundle(bundle).manifest
-    typer.echo(f"{manifest.full_name} is whole: {len(manifest.files) + 1} files checked")
-
-
-@_app.command()
-def key(
-    name: Annotated[str, typer.Argument(help="Whose key it is; limits and logs go by it.")],
-    file: Annotated[Path, typer.Option(metavar="FILE", help="Where its digest is added.")],
-    admin: Annotated[
-        bool, typer.Option("--admin", help="It may also load models and roll them back.")
-    ] = False,
-) -> None:
-    """Make an API key, print it once, and add its digest to a file for serve --keys-file.
-
-    To revoke a key remove its line; a running server sees that by itself.
-
-    Example: siserve key ann --file keys.txt
-    """
-    from siserve.serving.keys import add_key
-
-    typer.echo(add_key(file, name, admin))
+_app.command()(verify)
+_app.command()(key)
 
 
 def _announce(line: str) -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
+import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
@@ -20,18 +22,21 @@ from google.protobuf.message import Message
 
 from siserve.serving.calls import Call, OpenCalls
 from siserve.serving.errors import DeadlinePassed, RequestError
-from siserve.serving.gate import Gate
+from siserve.serving.gate import Gate, Metadata
+from siserve.serving.logs import log_call
 from siserve.serving.metrics import Metrics
 from siserve.serving.requests import parse
 from siserve.serving.status import code_of, details_of
+from siserve.serving.tracing import Tracing
 from siserve.v1 import admin_pb2, dialog_pb2
 
-__all__ = ["ADMIN", "DIALOG", "SERVICE", "Hall", "service_handler"]
+__all__ = ["ADMIN", "DIALOG", "SERVICE", "Hall", "request_id", "service_handler"]
 
 DIALOG = dialog_pb2.DESCRIPTOR.services_by_name["DialogService"]
 ADMIN = admin_pb2.DESCRIPTOR.services_by_name["AdminService"]
 SERVICE = DIALOG.full_name
 
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 _log = logging.getLogger(__name__)
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -105,50 +110,77 @@ class Hall:
         metrics: told of each call's status and time.
         calls: told of each call's begin and end.
         gate: says who calls, before a message is parsed.
+        tracing: told of each call; None = nobody is.
     """
 
-    def __init__(self, metrics: Metrics, calls: OpenCalls, gate: Gate) -> None:
+    def __init__(
+        self, metrics: Metrics, calls: OpenCalls, gate: Gate, tracing: Tracing | None = None
+    ) -> None:
         """Keep them."""
         self._metrics, self._calls, self._gate = metrics, calls, gate
+        self._tracing = tracing
 
     @asynccontextmanager
     async def passage(self, name: str, context: Context) -> AsyncIterator[Call]:
         """Let a call through; what goes wrong in it ends it with its status."""
         started = time.perf_counter()
         code = grpc.StatusCode.OK
+        metadata = tuple(context.invocation_metadata() or ())
+        facts: dict[str, Any] = {"request_id": request_id(metadata)}
+        told = (("x-request-id", facts["request_id"]),)
+        context.set_trailing_metadata(told)
         context.add_done_callback(lambda _: self._calls.end())  # type: ignore[arg-type]
         try:
             self._calls.begin()
-            yield _call(context, self._gate)
+            caller = self._gate.identify(metadata, context.auth_context())
+            facts["caller"] = caller.name
+            yield Call(caller, _deadline(context), facts)
         except RequestError as error:
             code = code_of(error)
-            await _abort(context, code, str(error), details_of(error))
+            await _abort(context, code, str(error), (*told, *details_of(error)))
         except (asyncio.CancelledError, GeneratorExit):
             code = _reason_of_cancel(context)
             raise
         except Exception:
             code = grpc.StatusCode.INTERNAL
             _log.exception("%s failed", name)
-            await _abort(context, code, "the server failed on this request; see its log")
+            await _abort(context, code, "the server failed on this request; see its log", told)
         finally:
-            self._metrics.call_answered(name, code.name, time.perf_counter() - started)
+            self.told(name, code.name, time.perf_counter() - started, metadata, facts)
+
+    def told(
+        self, name: str, code: str, seconds: float, metadata: Metadata, facts: dict[str, Any]
+    ) -> None:
+        """Tell metrics, log and traces of a call that was answered."""
+        self._metrics.call_answered(name, code, seconds)
+        log_call(name, code, seconds, facts)
+        if self._tracing is not None:
+            texts = {key: value for key, value in metadata if isinstance(value, str)}
+            self._tracing.tell(name, code, seconds, texts, facts)
 
 
-def _call(context: Context, gate: Gate) -> Call:
-    caller = gate.identify(context.invocation_metadata() or (), context.auth_context())
+def request_id(metadata: Metadata) -> str:
+    """Return the id that a caller gave its call in ``x-request-id``, or a new one."""
+    for name, value in metadata:
+        if name == "x-request-id" and isinstance(value, str) and _REQUEST_ID.fullmatch(value):
+            return value
+    return secrets.token_hex(8)
+
+
+def _deadline(context: Context) -> float:
     remaining = _time_remaining(context)
     if remaining is None:
-        return Call(caller)
+        return float("inf")
     if remaining <= 0:
         raise DeadlinePassed("the deadline had passed when the request came")
-    return Call(caller, time.monotonic() + remaining)
+    return time.monotonic() + remaining
 
 
 async def _abort(
     context: Context,
     code: grpc.StatusCode,
     text: str,
-    details: tuple[tuple[str, bytes], ...] = (),
+    details: tuple[tuple[str, str | bytes], ...],
 ) -> NoReturn:
     await context.abort(code, text, details)
     raise AssertionError("abort raises")

@@ -13,7 +13,7 @@ from siserve.serving.errors import RequestError
 from siserve.serving.keys import Caller, Keyring
 from siserve.serving.status import code_of
 
-__all__ = ["Gate", "ReflectionGuard", "check_exposure", "is_loopback"]
+__all__ = ["Gate", "Metadata", "ReflectionGuard", "check_exposure", "is_loopback"]
 
 _REFLECTION = "/grpc.reflection."
 Metadata = Iterable[tuple[str, str | bytes]]

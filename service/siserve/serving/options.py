@@ -55,6 +55,7 @@ class ServerOptions:
         reflection: None = on unless keys are asked for.
         tls: None = in the open.
         insecure: whether others than this machine may be served in the open.
+        otlp_endpoint: where traces are sent; "" = nowhere.
         keys: file of the keys that are asked for; None = everybody may call.
     """
 
@@ -73,6 +74,7 @@ class ServerOptions:
     reflection: bool | None = None
     tls: CertificateFiles | None = None
     insecure: bool = False
+    otlp_endpoint: str = ""
     keys: Path | None = None
     limits: RequestLimits = field(default_factory=RequestLimits)
     engine: EngineOptions = field(default_factory=EngineOptions)

@@ -26,6 +26,7 @@ from siserve.serving.options import ServerOptions
 from siserve.serving.scrape import serve_metrics
 from siserve.serving.servicer import DialogServicer
 from siserve.serving.tls import Certificate, server_credentials
+from siserve.serving.tracing import Tracing
 
 __all__ = ["run_server"]
 
@@ -61,6 +62,7 @@ async def _serve(options: ServerOptions, announce: Callable[[str], None]) -> int
     metrics = Metrics()
     gate = Gate(Keyring(options.keys) if options.keys else None)
     _check_admin(options)
+    tracing = Tracing(options.otlp_endpoint) if options.otlp_endpoint else None
     server = grpc.aio.server(
         interceptors=(ReflectionGuard(gate),), options=_channel_options(options)
     )
@@ -70,7 +72,7 @@ async def _serve(options: ServerOptions, announce: Callable[[str], None]) -> int
     scraped = serve_metrics(metrics.registry, probes, options.metrics_host, options.metrics_port)
     try:
         calls = OpenCalls()
-        servicers = _add_services(server, options, Hall(metrics, calls, gate))
+        servicers = _add_services(server, options, Hall(metrics, calls, gate, tracing))
         await state.begin()
         await server.start()
         library = await asyncio.to_thread(open_library, options, metrics)
@@ -99,6 +101,8 @@ async def _serve(options: ServerOptions, announce: Callable[[str], None]) -> int
     finally:
         await server.stop(0)
         scraped.stop()
+        if tracing is not None:
+            await asyncio.to_thread(tracing.stop)
 
 
 def _add_services(server: grpc.aio.Server, options: ServerOptions, hall: Hall) -> dict[str, object]:

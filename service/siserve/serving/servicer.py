@@ -67,6 +67,7 @@ class DialogServicer:
         with _fields_of("generate"):
             model = self._models.find(message.generate.model)
             request = model.check(message.generate)
+        _note_request(call, model, request)
         self._limiter.take(call.caller.name, request.n)
         loop = asyncio.get_running_loop()
         complete: asyncio.Queue[Sequence[tuple[int, Row]]] = asyncio.Queue()
@@ -87,7 +88,7 @@ class DialogServicer:
         if request.diversity:
             for index, response in enumerate(reply.responses):
                 yield _streamed(index, response)
-        self._metrics.generated(model.name, reply)
+        self._note_reply(call, model, reply)
         yield dialog_pb2.StreamResponsesResponse(
             end=dialog_pb2.StreamEnd(
                 distinct_1=reply.distinct_1,
@@ -104,10 +105,17 @@ class DialogServicer:
         """Estimate the log probability of given responses."""
         model = self._models.find(message.model)
         request = model.check_scores(message)
+        call.facts.update(
+            model=model.full_name,
+            turns=len(request.dialog.turns),
+            responses=len(request.responses),
+            samples=request.num_samples,
+        )
         self._limiter.take(call.caller.name, len(request.responses) * request.num_samples)
         job = model.submit_scores(request, call.deadline)
         reply = model.scores(job, await _finished(job))
         self._metrics.timed(reply.timings)
+        _note_timings(call, reply.timings)
         return reply
 
     async def _generate(
@@ -117,11 +125,19 @@ class DialogServicer:
         call: Call,
         variation: Variation | None = None,
     ) -> dialog_pb2.GenerateResponsesResponse:
+        _note_request(call, model, request)
         self._limiter.take(call.caller.name, request.n)
         job = model.submit(request, call.deadline, variation)
         reply = model.reply(job.seed, await _finished(job))
-        self._metrics.generated(model.name, reply)
+        self._note_reply(call, model, reply)
         return reply
+
+    def _note_reply(
+        self, call: Call, model: DialogModel, reply: dialog_pb2.GenerateResponsesResponse
+    ) -> None:
+        self._metrics.generated(model.name, reply)
+        call.facts["tokens"] = sum(response.num_tokens for response in reply.responses)
+        _note_timings(call, reply.timings)
 
     async def GetModel(
         self, message: dialog_pb2.GetModelRequest, call: Call
@@ -130,6 +146,21 @@ class DialogServicer:
         reply = self._models.find(message.model).describe()
         reply.server_limits.CopyFrom(_server_limits(self._options))
         return reply
+
+
+def _note_request(call: Call, model: DialogModel, request: GenerationRequest) -> None:
+    turns = request.dialog.turns
+    call.facts.update(
+        model=model.full_name,
+        n=request.n,
+        turns=len(turns),
+        text_bytes=sum(len(turn.text.encode()) for turn in turns),
+    )
+
+
+def _note_timings(call: Call, timings: dialog_pb2.Timings) -> None:
+    for stage in ("queue_seconds", "encode_seconds", "decode_seconds"):
+        call.facts[stage] = round(getattr(timings, stage), 6)
 
 
 async def _finished(job: _Job[Result]) -> Result:
