@@ -38,7 +38,8 @@ class OneKeyOnce(yaml.SafeLoader):  # type: ignore[misc,unused-ignore]
 
 def find_tool(name: str) -> str:
     """Path of a tool of .venv-deploy or the system; without it the test is skipped by its name."""
-    path = shutil.which(name, path=f"{ROOT / '.venv-deploy' / 'bin'}{os.pathsep}{os.defpath}")
+    folders = [str(ROOT / ".venv-deploy" / "bin"), os.environ.get("PATH", os.defpath), "/usr/sbin"]
+    path = shutil.which(name, path=os.pathsep.join(folders))
     if path is None:
         pytest.skip(f"{name} is not installed")
     return path
