@@ -26,6 +26,9 @@ _TRAINING = {
     "train": "train a model on a corpus",
     "evaluate": "measure a trained model",
     "compare": "compare the responses of two models",
+    "sample": "draw sentences from a trained language model",
+    "interpolate": "walk between two sentences with it",
+    "reconstruct": "encode sentences and decode them again",
     "export": "turn a trained model into a bundle",
     "data": "look at a corpus",
     "reproduce": "run the paper's tables anew",
@@ -112,7 +115,7 @@ def _help() -> str:
         ("ask", _CLIENT),
         ("train (needs siserve[train])", _TRAINING),
     ):
-        lines += [f"{title}:", *(f"  {name:10} {what}" for name, what in commands.items()), ""]
+        lines += [f"{title}:", *(f"  {name:11} {what}" for name, what in commands.items()), ""]
     lines += [
         "siserve COMMAND --help tells its options.",
         'Example: siserve ask "how was your weekend?"',

@@ -74,6 +74,15 @@ def serve(
     port: Annotated[
         int, typer.Option(min=0, max=65535, envvar="SISERVE_PORT", help="gRPC port; 0 = any.")
     ] = 50051,
+    http_port: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            max=65535,
+            envvar="SISERVE_HTTP_PORT",
+            help="HTTP/JSON and a page to try it, on the same host; 0 = any [none].",
+        ),
+    ] = None,
     metrics_host: Annotated[
         str, typer.Option(envvar="SISERVE_METRICS_HOST", help="Address of the metrics.")
     ] = "127.0.0.1",
@@ -244,6 +253,7 @@ def serve(
         device=device.value,
         host=host,
         port=port,
+        http_port=http_port,
         metrics_host=metrics_host,
         metrics_port=metrics_port,
         threads=threads,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from siserve.bundle.context_text import ContextText
 from siserve.bundle.errors import BundleError
@@ -205,7 +205,10 @@ class DialogModel:
             BundleError: if that request fails.
         """
         self.engine.start()
-        job = self._job(_WARM_UP)
+        request = _WARM_UP
+        if self.bundle.manifest.task == "lm":  # which says sentences without a context
+            request = replace(request, dialog=Dialog((), ""))
+        job = self._job(request)
         try:
             self.engine.submit(job).result()
         except Exception as error:  # whatever a graph raises

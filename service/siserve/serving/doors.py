@@ -117,7 +117,7 @@ class Hall:
         self, metrics: Metrics, calls: OpenCalls, gate: Gate, tracing: Tracing | None = None
     ) -> None:
         """Keep them."""
-        self._metrics, self._calls, self._gate = metrics, calls, gate
+        self._metrics, self.calls, self.gate = metrics, calls, gate
         self._tracing = tracing
 
     @asynccontextmanager
@@ -129,10 +129,10 @@ class Hall:
         facts: dict[str, Any] = {"request_id": request_id(metadata)}
         told = (("x-request-id", facts["request_id"]),)
         context.set_trailing_metadata(told)
-        context.add_done_callback(lambda _: self._calls.end())  # type: ignore[arg-type]
+        context.add_done_callback(lambda _: self.calls.end())  # type: ignore[arg-type]
         try:
-            self._calls.begin()
-            caller = self._gate.identify(metadata, context.auth_context())
+            self.calls.begin()
+            caller = self.gate.identify(metadata, context.auth_context())
             facts["caller"] = caller.name
             yield Call(caller, _deadline(context), facts)
         except RequestError as error:

@@ -33,8 +33,6 @@ def load_model(
     """
     bundle = open_bundle(path)
     manifest = bundle.manifest
-    if manifest.task != "dialog":
-        raise BundleError(f"{path.name} holds a model of task {manifest.task!r}, expected 'dialog'")
     text = _load_text(bundle)
     context_text = _load_context_text(bundle) or text
     sessions = load_sessions(bundle, device, threads)

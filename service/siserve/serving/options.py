@@ -48,7 +48,8 @@ class ServerOptions:
         model_dir: folder of bundles that is watched; None = there is none.
         watch_seconds: between two looks at it; 0 = only at the start and when told.
         admin: whether models can be changed by a call.
-        port: 0 picks a free one; so does `metrics_port`.
+        port: 0 picks a free one; so do `http_port` and `metrics_port`.
+        http_port: of the HTTP door, on the same host; None = there is none.
         notice_seconds: between NOT_SERVING and the first refusal, so that balancers look away.
         threads: CPU threads of one decoder run; 0 = as many as suit the machine.
         drain_seconds: how long calls in flight may take after SIGTERM.
@@ -66,6 +67,7 @@ class ServerOptions:
     device: Device = "auto"
     host: str = "127.0.0.1"
     port: int = 50051
+    http_port: int | None = None
     metrics_host: str = "127.0.0.1"
     metrics_port: int = 9464
     threads: int = 0

@@ -12,7 +12,7 @@ from google.protobuf.message import DecodeError, Message
 
 from siserve.bundle.manifest import Manifest
 from siserve.bundle.wire import WireError, as_message, as_text, fields
-from siserve.serving.errors import InvalidRequest
+from siserve.serving.errors import InvalidRequest, NotPossible
 from siserve.v1.dialog_pb2 import GenerateResponsesRequest, ScoreResponsesRequest, Utterance
 
 __all__ = [
@@ -154,14 +154,22 @@ def check_dialog(
 
     Raises:
         InvalidRequest: naming the first field that breaks a limit.
+        NotPossible: if a language model is given a context.
     """
-    _check_context(message.context, limits)
+    if manifest.task == "lm":
+        if message.context:
+            raise NotPossible(
+                f"model {manifest.name} is of task lm: it says sentences, not responses; "
+                "send no context"
+            )
+    else:
+        _check_context(message.context, limits)
     for name in ("responder", "topic", "model"):
         check_size(name, getattr(message, name), limits.max_name_bytes)
     turns = tuple(Turn(utterance.speaker, utterance.text) for utterance in message.context)
     return Dialog(
         turns=turns,
-        responder=message.responder or other_speaker(turns),
+        responder=message.responder or (other_speaker(turns) if turns else ""),
         topic=_topic_id(message.topic, manifest.features.topics),
     )
 

@@ -18,6 +18,8 @@ from siserve.serving.dialog_model import DialogModel
 from siserve.serving.doors import ADMIN, DIALOG, Hall, service_handler
 from siserve.serving.gate import Gate, ReflectionGuard, check_exposure, is_loopback
 from siserve.serving.health import Health
+from siserve.serving.http_door import HttpDoor
+from siserve.serving.http_routes import Routes
 from siserve.serving.keys import Keyring
 from siserve.serving.library import Library, open_library
 from siserve.serving.metrics import Metrics
@@ -72,7 +74,11 @@ async def _serve(options: ServerOptions, announce: Callable[[str], None]) -> int
     scraped = serve_metrics(metrics.registry, probes, options.metrics_host, options.metrics_port)
     try:
         calls = OpenCalls()
-        servicers = _add_services(server, options, Hall(metrics, calls, gate, tracing))
+        hall = Hall(metrics, calls, gate, tracing)
+        servicers = _add_services(server, options, hall)
+        door = HttpDoor(Routes(servicers, hall), options.connections, options.message_bytes)
+        if options.http_port is not None:
+            await _open_http(door, options, metrics)
         await state.begin()
         await server.start()
         library = await asyncio.to_thread(open_library, options, metrics)
@@ -96,6 +102,7 @@ async def _serve(options: ServerOptions, announce: Callable[[str], None]) -> int
         for task in (drain, again, *watchers):
             task.cancel()
         await server.stop(0)
+        await door.close()
         await asyncio.to_thread(_stop_all, library.models.all, in_time)
         return 0 if in_time else 1
     finally:
@@ -103,6 +110,13 @@ async def _serve(options: ServerOptions, announce: Callable[[str], None]) -> int
         scraped.stop()
         if tracing is not None:
             await asyncio.to_thread(tracing.stop)
+
+
+async def _open_http(door: HttpDoor, options: ServerOptions, metrics: Metrics) -> None:
+    certificate = Certificate(options.tls, metrics.certificate_taken) if options.tls else None
+    port = await door.open(options.host, options.http_port or 0, certificate)
+    scheme = "https" if certificate else "http"
+    _log.info("page on %s://%s/", scheme, _join(options.host, port))
 
 
 def _add_services(server: grpc.aio.Server, options: ServerOptions, hall: Hall) -> dict[str, object]:

@@ -102,11 +102,16 @@ class Certificate:
     def context(self) -> ssl.SSLContext:
         """Make a context for servers of the standard library."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        self.load_into(context)
+        return context
+
+    def load_into(self, context: ssl.SSLContext) -> None:
+        """Let a context that is in use answer with what the files hold now."""
         context.load_cert_chain(self._files.certificate, self._files.key)
         if self._files.client_ca is not None:
             context.verify_mode = ssl.CERT_REQUIRED
             context.load_verify_locations(self._files.client_ca)
-        return context
 
     def grpc_configuration(self) -> grpc.ServerCertificateConfiguration:
         """Return what is in use as gRPC takes it."""
