@@ -7,7 +7,7 @@ import pytest
 import torch
 from siserve_training.errors import ConfigError
 from siserve_training.evaluation.generation import Sampling, respond
-from siserve_training.evaluation.system import Decoding, ModelSystem
+from siserve_training.evaluation.system import Decoding, ModelSystem, choose_words
 from siserve_training.tasks.dialog import load_dialog_data
 
 from .plain_systems import Telling
@@ -118,15 +118,15 @@ def test_words_are_drawn_as_often_as_they_are_likely(system):
     size = system.model.config.vocabulary
     logits = torch.randn(1, size, generator=torch.Generator().manual_seed(0)).expand(4000, -1)
     uniform = (torch.arange(4000) + 0.5) / 4000
-    allowed = [word for word in range(size) if word not in system.forbidden]
+    allowed = [word for word in range(size) if word not in system.tokens.never_generated]
     for is_first in (True, False):
-        words = [word for word in allowed if word != system.end or not is_first]
+        words = [word for word in allowed if word != system.tokens.end or not is_first]
         expected = torch.zeros(size)
         expected[words] = torch.softmax(logits[0, words] / 0.7, -1)
-        chosen = system._choose(logits.clone(), 0.7, uniform, is_first)
+        chosen = choose_words(logits.clone(), system.tokens, 0.7, uniform, is_first)
         counts = torch.bincount(chosen, minlength=size) / 4000
         assert torch.allclose(counts, expected, atol=1 / 2000)
-        best = system._choose(logits[:1].clone(), 0.0, uniform[:1], is_first)
+        best = choose_words(logits[:1].clone(), system.tokens, 0.0, uniform[:1], is_first)
         assert best.item() == expected.argmax().item()
 
 

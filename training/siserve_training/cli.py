@@ -1,4 +1,4 @@
-"""The training room of the command line: train, evaluate, compare, export, data.
+"""The training room of the command line: train, evaluate, compare, sample, export, data.
 
 Imports of torch and of everything above it wait until a command runs, so that --help is quick.
 """
@@ -16,7 +16,9 @@ import typer
 from siserve_training.config import TrainConfig, list_presets, parse_setting, preset_values
 from siserve_training.errors import ConfigError
 from siserve_training.evaluation.cli import compare
+from siserve_training.language_cli import interpolate, reconstruct, sample
 from siserve_training.methods import METHODS_OF
+from siserve_training.quiet import quiet_libraries
 from siserve_training.reproduce.cli import reproduce_app
 
 __all__ = ["app"]
@@ -26,6 +28,9 @@ data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look a
 app.add_typer(data_app, name="data")
 app.add_typer(reproduce_app, name="reproduce")
 app.command()(compare)
+app.command()(sample)
+app.command()(interpolate)
+app.command()(reconstruct)
 
 DataOption = Annotated[Path, typer.Option("--data", help="Folder of the corpus.")]
 SkipOption = Annotated[
@@ -76,7 +81,7 @@ def train(
         raise ConfigError("--resume and --overwrite exclude each other; choose one")
     # idle threads sleep instead of spinning, or any neighbour on the cores slows training tenfold
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    _quiet_libraries()
+    quiet_libraries()
     from siserve_training.training import resume_run, start_run
 
     if resume:
@@ -176,7 +181,7 @@ def evaluate(
 
     Example: siserve evaluate run --data corpus --split test --vectors glove.6B.100d.txt
     """
-    _quiet_libraries()
+    quiet_libraries()
     for option, file in (("--out", out), ("--dump", dump)):
         if file is not None and (file.is_dir() or not file.parent.is_dir()):
             raise ConfigError(f"{option} {file}: expected a file in a folder that exists")
@@ -267,7 +272,7 @@ def export(
         raise ConfigError(f"--checkpoint must be best or last, got {checkpoint!r}")
     if not 0 < top_p <= 1:
         raise ConfigError(f"--top-p must lie above 0 and at most at 1, got {top_p}")
-    _quiet_libraries()
+    quiet_libraries()
     from siserve.bundle.manifest import Sampling
 
     from siserve_training.export.run import export_run
@@ -287,13 +292,6 @@ def export(
         f"exported {manifest.name}@{manifest.version}, {size / 1e6:.1f} MB; "
         f"next: siserve serve --model {out}"
     )
-
-
-def _quiet_libraries() -> None:
-    """Switch off the bars that transformers draws over ours for files of a second."""
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
 
 
 def say(message: str) -> None:

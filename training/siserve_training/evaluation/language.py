@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from siserve.bundle.text import Text
-from torch import Tensor
 
 from siserve_training.config import TrainConfig
 from siserve_training.data.sentence_batches import collate_sentences, one_length_batches
@@ -26,7 +25,7 @@ from siserve_training.models.draws import Noise
 from siserve_training.models.language import LanguageModel
 from siserve_training.models.posterior import draw_latents
 from siserve_training.run_folder import RunFolder
-from siserve_training.tasks.lm import draw_posteriors
+from siserve_training.tasks.lm import draw_posteriors, posterior_means
 from siserve_training.tasks.prepared import RANKING, VALIDATION, StepNoise, spread
 
 __all__ = [
@@ -144,7 +143,7 @@ def measure_language(
     Returns:
         Flat values by name; `warnings` holds a line for each pair of numbers that cannot be.
     """
-    config, sentences = subject.config, subject.sentences
+    config, sentences, model = subject.config, subject.sentences, subject.model
     say("bound and KL")
     everyone = np.arange(len(sentences))
     parts = _bounds(subject, everyone)
@@ -153,7 +152,9 @@ def measure_language(
     iw_log_p, left = _importance(subject, chosen, wish.samples)
     say("mutual information and active units")
     information, batch = _information(subject, wish.mi_batch)
-    units = active_units(_posterior_means(subject, wish.noise_draws))
+    units = active_units(
+        posterior_means(model, sentences, config, subject.device, wish.noise_draws)
+    )
     tokens = (sentences.lengths - 1).astype(float)
     elbo = parts["elbo"]
     values: dict[str, Any] = {
@@ -176,8 +177,8 @@ def measure_language(
         "iw_perplexity": math.exp(-iw_log_p.sum() / tokens[chosen].sum()),
         "perplexity_of_iw_sentences": math.exp(-elbo[chosen].sum() / tokens[chosen].sum()),
         "active_units": units.count,
-        "latent": subject.model.config.latent,
-        "au_noise_draws": wish.noise_draws if subject.model.config.noise else 1,
+        "latent": model.config.latent,
+        "au_noise_draws": wish.noise_draws if model.config.noise else 1,
         "mutual_information": information,
         "mi_batch": batch,
         "mutual_information_ceiling": math.log(batch),
@@ -278,22 +279,3 @@ def _information(subject: LanguageSubject, wanted: int) -> tuple[float, int]:
         mixture = Mixture(parts, drawn.mixture.log_weights.double())
         return mutual_information(z, mixture), len(z)
     return gaussian_information(DiagonalNormal(parts.mu[:, 0], parts.logvar[:, 0]), z), len(z)
-
-
-def _posterior_means(subject: LanguageSubject, draws: int) -> Tensor:
-    """Return the posterior mean of each sentence, over the same noise for all, (N, D)."""
-    model, config = subject.model, subject.config
-    widths = model.config.widths
-    count = draws if model.config.noise and not model.is_explicit else 1
-    size = max(1, 4096 // count)
-    shared = StepNoise.of(config.seed, RANKING, 0).normal(1, count, widths.lam).to(subject.device)
-    means = []
-    rows = np.arange(len(subject.sentences))
-    for chosen in one_length_batches(subject.sentences, rows, size):
-        batch = collate_sentences(subject.sentences, chosen).to(subject.device)
-        eps = shared.expand(len(batch), -1, -1)
-        noise = Noise(eps, eps[:, :, :0], eps[:, :, :0])
-        mixture = model.posterior_mixture(model.encode(batch), noise)
-        shares = mixture.log_weights.exp().unsqueeze(-1)
-        means.append((shares * mixture.components.mu).sum(1).cpu())
-    return torch.cat(means).double()

@@ -15,8 +15,9 @@ from siserve_training.errors import ConfigError
 from siserve_training.models.cvae import CVAE
 from siserve_training.models.dialog_model import DialogModel
 from siserve_training.models.draws import Encoded, Latents, Noise, NoiseWidths
+from siserve_training.models.text_model import TextModel
 
-__all__ = ["Decoding", "ModelSystem", "Scorer", "System"]
+__all__ = ["Decoding", "ModelSystem", "Scorer", "System", "choose_words", "decode_rows"]
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ class ModelSystem:
         self.has_densities = model.has_densities
         self.is_deterministic = model.is_deterministic
         self.device = next(model.parameters()).device
-        self.end, self.start = tokens.end, tokens.start
+        self.tokens = tokens
         self.marks: tuple[int, ...] = (
             tokens.pad,
             tokens.unk,
@@ -108,8 +109,6 @@ class ModelSystem:
             tokens.end,
             tokens.dialog_start,
         )
-        #: Never generated, as in the service.
-        self.forbidden = [tokens.pad, tokens.unk, tokens.start, tokens.dialog_start]
 
     @property
     def mixtures(self) -> CVAE | None:
@@ -134,30 +133,56 @@ class ModelSystem:
 
     def decode(self, c: Tensor, z: Tensor, decoding: Decoding, uniform: Tensor) -> Tensor:
         """Decode step by step; rows that have ended leave the batch."""
-        ids = torch.zeros(len(c), decoding.max_tokens, dtype=torch.int64, device=c.device)
-        state = self.model.first_state(c, z)  # (R, H)
-        token = torch.full((len(c),), self.start, device=c.device)
-        active = torch.arange(len(c), device=c.device)
-        for step in range(decoding.max_tokens):
-            logits, state = self.model.step(token, state)
-            token = self._choose(logits, decoding.temperature, uniform[step, active], step == 0)
-            ids[active, step] = token
-            if decoding.stop_at_end:
-                goes_on = token != self.end
-                active, token, state = active[goes_on], token[goes_on], state[goes_on]
-                if not len(active):
-                    break
-        return ids
+        return decode_rows(self.model, self.tokens, c, z, decoding, uniform)
 
-    def _choose(
-        self, logits: Tensor, temperature: float, uniform: Tensor, is_first: bool
-    ) -> Tensor:
-        """Choose a word a row, (R, V) to (R,); no response is empty."""
-        logits[:, self.forbidden] = -torch.inf
-        if is_first:
-            logits[:, self.end] = -torch.inf
-        if temperature == 0:
-            return logits.argmax(-1)
-        ends = torch.softmax(logits / temperature, dim=-1).cumsum(-1)
-        target = uniform.unsqueeze(1) * ends[:, -1:]
-        return torch.searchsorted(ends, target, right=True).squeeze(1).clamp(max=ends.shape[1] - 1)
+
+def decode_rows(
+    model: TextModel,
+    tokens: SpecialTokens,
+    c: Tensor,
+    z: Tensor,
+    decoding: Decoding,
+    uniform: Tensor,
+) -> Tensor:
+    """Decode a text from each row's latent; rows that have ended leave the batch.
+
+    Args:
+        model: in evaluation mode.
+        tokens: ids of the marks; none but ``</s>`` is generated, as in the service.
+        c: (R, C).
+        z: (R, D).
+        decoding: how.
+        uniform: in [0, 1), (max_tokens, R); not looked at where the temperature is 0.
+
+    Returns:
+        Ids without ``<s>``, (R, max_tokens).
+    """
+    ids = torch.zeros(len(c), decoding.max_tokens, dtype=torch.int64, device=c.device)
+    state = model.first_state(c, z)  # (R, H)
+    token = torch.full((len(c),), tokens.start, device=c.device)
+    active = torch.arange(len(c), device=c.device)
+    for step in range(decoding.max_tokens):
+        logits, state = model.step(token, state)
+        chosen = uniform[step, active]
+        token = choose_words(logits, tokens, decoding.temperature, chosen, step == 0)
+        ids[active, step] = token
+        if decoding.stop_at_end:
+            goes_on = token != tokens.end
+            active, token, state = active[goes_on], token[goes_on], state[goes_on]
+            if not len(active):
+                break
+    return ids
+
+
+def choose_words(
+    logits: Tensor, tokens: SpecialTokens, temperature: float, uniform: Tensor, is_first: bool
+) -> Tensor:
+    """Choose a word a row, (R, V) to (R,); no text is empty. The logits are changed."""
+    logits[:, list(tokens.never_generated)] = -torch.inf
+    if is_first:
+        logits[:, tokens.end] = -torch.inf
+    if temperature == 0:
+        return logits.argmax(-1)
+    ends = torch.softmax(logits / temperature, dim=-1).cumsum(-1)
+    target = uniform.unsqueeze(1) * ends[:, -1:]
+    return torch.searchsorted(ends, target, right=True).squeeze(1).clamp(max=ends.shape[1] - 1)

@@ -5,7 +5,6 @@ Which member it is shows in the weights: noise in the input of posterior or prio
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import onnx
@@ -15,15 +14,11 @@ from siserve_training.export.decoder import decoder_graph, word_step
 from siserve_training.export.dense import (
     Gaussian,
     Noise,
-    choose_component,
     first_draw,
     gaussian_head,
     linear,
     log_density,
     log_mean_exp,
-    log_sum_exp,
-    mixture_head,
-    normal_cdf,
     sample,
 )
 from siserve_training.export.encoder import (
@@ -34,6 +29,7 @@ from siserve_training.export.encoder import (
 from siserve_training.export.errors import ExportError
 from siserve_training.export.graph import GraphBuilder, Value
 from siserve_training.export.model import GraphSet, TrainedModel
+from siserve_training.export.posterior import drawn_posterior
 from siserve_training.export.recurrent import utterance_vectors
 from siserve_training.export.sizes import AxisSizes
 from siserve_training.export.weights import Parameters, WeightStore
@@ -102,10 +98,9 @@ class _CVAE:
         response = utterance_vectors(g, self.parameters, given["response"])  # (R, F)
         features = [given["c"], response]
         eps_post, eps_prior = self._split_noise(g, given["eps_lam"])
-        if "posterior_net.weight.weight" in self.parameters:
-            own, log_q = self._explicit_posterior(g, features, eps_post)
-        else:
-            own, log_q = self._posterior(g, features, eps_post)
+        size, clamp = self.noise.posterior, self._model.logvar_clamp
+        noise = Noise(eps_post, size, self._model.noise_multiplies)
+        own, log_q = drawn_posterior(g, self.parameters, features, noise, clamp)
         z = sample(g, own, given["eps_z"])  # (R, D)
         outputs = {"z": z, "log_q_z": log_q(z), "log_p_z": self._log_p(g, given["c"], eps_prior, z)}
         return g.build(SI_SAMPLER, outputs, self.sizes.by_axis())
@@ -117,38 +112,6 @@ class _CVAE:
         widths = g.integers(self.noise.posterior, self.noise.prior)
         own, of_prior = g.ops("Split", 2, eps_lam, widths, axis=2)
         return own, of_prior
-
-    def _posterior(
-        self, g: GraphBuilder, features: list[Value], eps_lam: Value
-    ) -> tuple[Gaussian, Callable[[Value], Value]]:
-        """Return the own component, and q(z): of a semi-implicit posterior, or a Gaussian one."""
-        clamp = self._model.logvar_clamp
-        if not self.noise.posterior:
-            q = gaussian_head(g, self.parameters, "posterior_net", features, logvar_clamp=clamp)
-            return q, lambda z: log_density(g, q, z)
-        noise = Noise(eps_lam, self.noise.posterior, self._model.noise_multiplies)
-        mixture = gaussian_head(g, self.parameters, "posterior_net", features, noise, clamp)
-
-        def log_q(z: Value) -> Value:
-            return log_mean_exp(g, log_density(g, mixture, g.unsqueeze(z, 1)))  # (R, A1) to (R,)
-
-        return first_draw(g, mixture), log_q
-
-    def _explicit_posterior(
-        self, g: GraphBuilder, features: list[Value], eps_lam: Value
-    ) -> tuple[Gaussian, Callable[[Value], Value]]:
-        """Return the component that eps_lam chooses by its first number, and the mixture's q(z)."""
-        mixture, log_weights = mixture_head(
-            g, self.parameters, "posterior_net", features, self._model.logvar_clamp
-        )  # (R, S), (R, S)
-        first = g.op("Gather", g.op("Gather", eps_lam, g.integer(0), axis=1), g.integer(0), axis=1)
-        own = choose_component(g, mixture, log_weights, normal_cdf(g, first))  # (R,)
-
-        def log_q(z: Value) -> Value:
-            each = g.op("Add", log_density(g, mixture, g.unsqueeze(z, 1)), log_weights)
-            return log_sum_exp(g, each)
-
-        return own, log_q
 
     def _log_p(self, g: GraphBuilder, c: Value, eps_prior: Value | None, z: Value) -> Value:
         """Emit log p(z|c), for a semi-implicit prior by a mixture of all its draws, fresh to z."""

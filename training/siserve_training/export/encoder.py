@@ -88,14 +88,16 @@ def finished(
         weights: the store that all graphs share.
         p: the model's weights.
         sizes: of the model.
-        own: prior, sampler and decoder.
+        own: prior, sampler and decoder, and a context encoder that is not as dialog models have.
         training_only: what the names of weights that only training needs begin with.
 
     Raises:
         ExportError: if a weight is left over.
     """
-    encoder = context_encoder_graph(model, weights, p, sizes)
-    built = {CONTEXT_ENCODER.file: encoder, **{graph.file: made for graph, made in own.items()}}
+    built = {graph.file: made for graph, made in own.items()}
+    if CONTEXT_ENCODER.file not in built:
+        encoder = context_encoder_graph(model, weights, p, sizes)
+        built = {CONTEXT_ENCODER.file: encoder, **built}
     unused = [name for name in p.unused() if not name.startswith(training_only)]
     if unused:
         raise ExportError(

@@ -23,7 +23,6 @@ from siserve_training.export.model import TrainedModel
 from siserve_training.export.torch_reference import ModelReference
 from siserve_training.export.weights import DType, FloatArray
 from siserve_training.methods import load_method
-from siserve_training.models.dialog_model import DialogModel
 from siserve_training.models.pretrained import load_sentence_encoder
 from siserve_training.run_folder import RunFolder
 
@@ -70,7 +69,7 @@ def export_run(
     folder = run.checkpoint(checkpoint)
     text, found = run.text(), run.features()
     transformers.utils.logging.disable_progress_bar()  # it is over before it can be read
-    model: DialogModel = load_method(config.method).model_class.from_pretrained(folder)
+    model = load_method(config.method).model_class.from_pretrained(folder)
     encoder = run.sentence_folder()
     if encoder is not None and not model.holds_sentence_encoder:
         model.sentence_encoder = load_sentence_encoder(encoder)  # a bundle holds all it needs
@@ -93,7 +92,7 @@ def export_run(
     release = Release(
         name=name or f"{config.task}-{config.method}",
         version=version,
-        task="dialog",
+        task="lm" if config.task == "lm" else "dialog",
         model_card=model_card,
         sampling=_within(sampling or Sampling(), longest),
         limits=Limits(

@@ -13,6 +13,7 @@ from siserve_training.export.parity import PosteriorDraw
 from siserve_training.export.weights import FloatArray
 from siserve_training.models.dialog_model import DialogModel
 from siserve_training.models.draws import Encoded, Noise
+from siserve_training.models.language import LanguageModel
 
 __all__ = ["ModelReference"]
 
@@ -27,7 +28,9 @@ class ModelReference:
         arrays: weights by their names in the state dict.
     """
 
-    def __init__(self, model: DialogModel, arrays: Mapping[str, FloatArray]) -> None:
+    def __init__(
+        self, model: DialogModel | LanguageModel, arrays: Mapping[str, FloatArray]
+    ) -> None:
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
         model.load_state_dict(tensors, assign=True)  # float32, whatever the model was in
         self._model = model.train(False)
@@ -36,6 +39,8 @@ class ModelReference:
         self, utterances: Ids, floor: Ids, topic: Ids, profile: FloatArray
     ) -> FloatArray:
         """Return c, (B, C)."""
+        if isinstance(self._model, LanguageModel):
+            return _array(self._model.no_condition(len(utterances)))
         is_real = utterances.any(axis=2)  # (B, U)
         vectors = self._encode_said(utterances[is_real])  # (Q, F)
         places = np.zeros(is_real.shape, np.int64)
@@ -66,7 +71,8 @@ class ModelReference:
         noise = Noise(
             _tensor(own), _tensor(eps_z).unsqueeze(1), _tensor(of_prior[..., : widths.prior])
         )
-        vectors = self._encode(response) if self._model.encodes_responses else torch.zeros(0)
+        encodes = isinstance(self._model, LanguageModel) or self._model.encodes_responses
+        vectors = self._encode(response) if encodes else torch.zeros(0)
         with torch.no_grad():
             latents = self._model.draw_posterior(Encoded(_tensor(c), vectors), noise)
         return PosteriorDraw(
@@ -86,7 +92,7 @@ class ModelReference:
 
     def _encode_said(self, ids: Ids) -> Tensor:
         """Encode utterances of contexts, (Q, T) to (Q, F)."""
-        if not self._model.holds_sentence_encoder:
+        if isinstance(self._model, LanguageModel) or not self._model.holds_sentence_encoder:
             return self._encode(ids)
         with torch.no_grad():
             vectors: Tensor = self._model.encode_told(torch.from_numpy(ids))

@@ -29,6 +29,7 @@ from siserve_training.data.sentences import (
 from siserve_training.distributions import DiagonalNormal, Mixture
 from siserve_training.errors import CorpusError
 from siserve_training.evaluation.information import mutual_information
+from siserve_training.evaluation.language_metrics import active_units
 from siserve_training.methods import load_method
 from siserve_training.models.draws import Noise, NoiseWidths
 from siserve_training.models.language import LanguageModel
@@ -37,7 +38,13 @@ from siserve_training.models.text_model import TextModel
 from siserve_training.nets.output import WordSample
 from siserve_training.run_folder import RunFolder
 from siserve_training.tasks.bound import mean_bound
-from siserve_training.tasks.prepared import VALIDATION, PreparedBatch, StepNoise, spread
+from siserve_training.tasks.prepared import (
+    RANKING,
+    VALIDATION,
+    PreparedBatch,
+    StepNoise,
+    spread,
+)
 from siserve_training.tasks.task import BatchWish, Task
 
 __all__ = [
@@ -47,12 +54,15 @@ __all__ = [
     "build_language_model",
     "draw_posteriors",
     "load_sentence_data",
+    "posterior_means",
     "sentence_batches",
     "validate_sentences",
 ]
 
 _ROWS = 256  # rows of a batch without gradients, J a sentence
-_INFORMATION_OF = 256  # sentences
+_NOISE_ROWS = 4096  # rows of the posterior's network
+_INFORMATION_OF = 256  # sentences, of MI and of active units while a run goes on
+_MEAN_OF = 100  # noise draws behind their posterior means
 
 
 @dataclass(frozen=True)
@@ -230,6 +240,45 @@ def draw_posteriors(
     return DrawnPosteriors(z, Mixture(DiagonalNormal(mu, logvar), log_weights), tokens)
 
 
+@torch.no_grad()
+def posterior_means(
+    model: LanguageModel,
+    sentences: SentenceSet,
+    config: TrainConfig,
+    device: torch.device,
+    draws: int,
+    limit: int = 0,
+) -> Tensor:
+    """Return posterior means over the same noise for all sentences, on the CPU, (N, D).
+
+    Noise of each sentence's own would leave Var(mu)/draws in the variance over sentences.
+
+    Args:
+        model: of the sentences.
+        sentences: the split.
+        config: the seed.
+        device: where the model is.
+        draws: of the noise of a semi-implicit posterior.
+        limit: sentences to use, evenly spread; 0 for all.
+    """
+    was_training = model.training
+    model.train(False)
+    count = draws if model.config.noise and not model.is_explicit else 1
+    widths = model.config.widths
+    shared = StepNoise.of(config.seed, RANKING, 0).normal(1, count, widths.lam).to(device)
+    means = []
+    rows = spread(np.arange(len(sentences)), limit)
+    for chosen in one_length_batches(sentences, rows, max(1, _NOISE_ROWS // count)):
+        batch = collate_sentences(sentences, chosen).to(device)
+        eps = shared.expand(len(batch), -1, -1)
+        noise = Noise(eps, eps[:, :, :0], eps[:, :, :0])
+        mixture = model.posterior_mixture(model.encode(batch), noise)
+        shares = mixture.log_weights.exp().unsqueeze(-1)
+        means.append((shares * mixture.components.mu).sum(1).cpu())
+    model.train(was_training)
+    return torch.cat(means).double()
+
+
 def _load(
     folder: Path, config: TrainConfig, skip_bad_lines: bool, run: RunFolder | None
 ) -> SentenceData:
@@ -268,7 +317,12 @@ def _validate(
     model: TextModel, config: TrainConfig, data: SentenceData, device: torch.device
 ) -> dict[str, float]:
     assert isinstance(model, LanguageModel)
-    return validate_sentences(model, data.valid, config, device)
+    means = posterior_means(model, data.valid, config, device, _MEAN_OF, _INFORMATION_OF)
+    return {
+        **validate_sentences(model, data.valid, config, device),
+        "mutual_information": _information(model, config, data, device),
+        "active_units": float(active_units(means).count),
+    }
 
 
 def _information(
