@@ -30,6 +30,7 @@ from siserve_training.slow_groups import rate_factor, slow_down
 from siserve_training.stopping import stop_signals
 from siserve_training.tasks.prepared import INNER, TRAINING, StepNoise
 from siserve_training.tasks.task import BatchWish, TaskData, load_task
+from siserve_training.together import any_process, over_processes
 
 __all__ = ["FitResult", "fit", "planned_steps"]
 
@@ -148,9 +149,10 @@ class Trainer:
             self.accelerator.num_processes,
         )
         batch = self.task.prepare(config, self.data, responses, wish).to(self.device)
-        report = self.method.loss(self.model, batch, config, moment, update.part)
+        own = self.method.loss(self.model, batch, config, moment, update.part)
+        report = over_processes(self.accelerator, own, batch.share)
         self.check(report, step, number)
-        self.accelerator.backward(report.loss * batch.share)
+        self.accelerator.backward(own.loss * batch.share)
         norm = self.method.clip(self.raw_model, config, update.part)
         for name in update.optimizers:
             for group in self.optimizers[name].param_groups:
@@ -273,7 +275,8 @@ def fit(config: TrainConfig, data: TaskData, model: TextModel, run: RunFolder) -
     with stop_signals() as stop, reporter as report:
         if trainer.precision != config.precision:
             report.say(f"note: no {config.precision} arithmetic here; training in fp32")
-        while trainer.state.step < trainer.last_step and not stop.requested:
+        stops = any_process(trainer.accelerator, stop.requested)
+        while trainer.state.step < trainer.last_step and not stops:
             loss, norm = trainer.update(next(batches))
             step = trainer.state.step
             meter.add(loss, norm)
@@ -287,6 +290,7 @@ def fit(config: TrainConfig, data: TaskData, model: TextModel, run: RunFolder) -
                 trainer.evaluate(report)
             elif step % config.save_every == 0:
                 trainer.save(("last",))
-        if stop.requested and trainer.state.step < trainer.last_step:
+            stops = any_process(trainer.accelerator, stop.requested)
+        if stops and trainer.state.step < trainer.last_step:
             trainer.save(("last",))
     return FitResult(trainer.state.step, trainer.state.step >= trainer.last_step)
