@@ -21,6 +21,7 @@ _SERVING = {
 _CLIENT = {
     "ask": "ask a server, or the embedded model",
     "models": "list, load and roll back the models of a server",
+    "top": "watch a running server",
 }
 _TRAINING = {
     "train": "train a model on a corpus",

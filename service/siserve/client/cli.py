@@ -172,6 +172,25 @@ def models(
         typer.echo(f"{model.name}@{model.version}\t{state}\t{model.sha256[:12]}")
 
 
+@_app.command()
+def top(
+    metrics: Annotated[
+        str, typer.Option(metavar="URL", help="Where the server's metrics are.")
+    ] = "http://127.0.0.1:9464/metrics",
+    seconds: Annotated[float, typer.Option(min=0.1, help="Between two looks.")] = 1.0,
+    times: Annotated[int, typer.Option(min=0, help="How many looks; 0 = until Ctrl-C.")] = 0,
+) -> None:
+    """Watch a running server: rates, latencies, rows in flight, diversity, errors.
+
+    Example: siserve top --metrics http://127.0.0.1:9464/metrics
+    """
+    from rich.console import Console
+
+    from siserve.client.top import follow
+
+    follow(Console(highlight=False), metrics, seconds, times)
+
+
 def make_context(turns: Sequence[str], text: str) -> list[tuple[str, str]]:
     """Join the earlier turns and the last one, which the other speaker says.
 
