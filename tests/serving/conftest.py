@@ -100,7 +100,7 @@ def _start(stack: ExitStack, *arguments: object, **variables: str) -> RunningSer
     for reader in readers:
         reader.start()
     stack.callback(end)
-    assert ready.wait(30) and lines, f"the server did not come up: {log}"
+    assert ready.wait(100) and lines, f"the server did not come up: {log}"
     deadline = time.monotonic() + 10
     while not (urls := re.findall(r'metrics on (http[^\s"]+)', "\n".join(log))):
         assert time.monotonic() < deadline, log

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from siserve.v1 import dialog_pb2
 
-__all__ = ["Answer", "Reply", "Score", "Timings", "make_request"]
+__all__ = ["Answer", "Reply", "Score", "Timings", "make_request", "make_score_request"]
 
 FinishReason = Literal["stop", "length"]
 
@@ -51,6 +51,11 @@ class Score:
     log_prob: float
     std_error: float
     num_tokens: int
+
+    @classmethod
+    def all_of(cls, message: dialog_pb2.ScoreResponsesResponse) -> tuple[Score, ...]:
+        """Read a reply of the service, one score a response."""
+        return tuple(cls(s.log_prob, s.std_error, s.num_tokens) for s in message.scores)
 
 
 @dataclass(frozen=True)
@@ -136,6 +141,34 @@ def make_request(
         top_p=top_p,
         max_tokens=max_tokens,
         diversity=diversity,
+        responder=responder,
+        topic=topic,
+        model=model,
+    )
+
+
+def make_score_request(
+    context: Sequence[tuple[str, str]],
+    responses: Sequence[str],
+    *,
+    num_samples: int | None = None,
+    num_aux: int | None = None,
+    seed: int | None = None,
+    responder: str = "",
+    topic: str = "",
+    model: str = "",
+) -> dialog_pb2.ScoreResponsesRequest:
+    """Make a request for scores; None leaves an option to the server.
+
+    Raises:
+        ValueError: if a number does not fit its field.
+    """
+    return dialog_pb2.ScoreResponsesRequest(
+        context=[dialog_pb2.Utterance(speaker=speaker, text=text) for speaker, text in context],
+        responses=responses,
+        num_samples=num_samples,
+        num_aux=num_aux,
+        seed=seed,
         responder=responder,
         topic=topic,
         model=model,

@@ -2,63 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Sequence
 from types import TracebackType
-from typing import Any, cast
+from typing import Any
 
 import grpc
 from google.protobuf.message import Message
-from google.rpc.error_details_pb2 import RetryInfo
-from grpc_status import rpc_status
 
-from siserve.bundle.errors import SiserveError
-from siserve.client.answer import Answer, Reply, Score, make_request
+from siserve.client.answer import Answer, Reply, Score, make_request, make_score_request
+from siserve.client.channel import OPTIONS, ClientError, failure
 from siserve.client.credentials import Credentials
 from siserve.v1 import admin_pb2, admin_pb2_grpc, dialog_pb2, dialog_pb2_grpc
 
 __all__ = ["Client", "ClientError"]
-
-_SERVICE = dialog_pb2.DESCRIPTOR.services_by_name["DialogService"]
-
-#: Calls that failed because a server was gone are tried again, on another address if there is one.
-_SERVICE_CONFIG = json.dumps(
-    {
-        "loadBalancingConfig": [{"round_robin": {}}],
-        "methodConfig": [
-            {
-                "name": [{"service": _SERVICE.full_name}],
-                "retryPolicy": {
-                    "maxAttempts": 4,
-                    "initialBackoff": "0.1s",
-                    "maxBackoff": "1s",
-                    "backoffMultiplier": 2,
-                    "retryableStatusCodes": ["UNAVAILABLE"],
-                },
-            }
-        ],
-    }
-)
-_WRONG_USE = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND)
-
-
-class ClientError(SiserveError):
-    """A call that failed.
-
-    Attributes:
-        code: the gRPC status.
-        retry_after_s: when the server would have it tried again, in seconds; None if it said not.
-    """
-
-    def __init__(
-        self, message: str, code: grpc.StatusCode, retry_after_s: float | None = None
-    ) -> None:
-        """Keep the status beside the server's message."""
-        super().__init__(message)
-        self.code = code
-        self.retry_after_s = retry_after_s
-        self.exit_code = 2 if code in _WRONG_USE else 1
 
 
 class Client:
@@ -91,7 +48,7 @@ class Client:
         self._timeout_s = timeout_s
         credentials = credentials or Credentials()
         self._metadata = credentials.metadata
-        options = [("grpc.service_config", _SERVICE_CONFIG), ("grpc.enable_retries", 1)]
+        options = list(OPTIONS)
         of_channel = credentials.of_channel()
         self._channel = (
             grpc.insecure_channel(address, options)
@@ -199,7 +156,7 @@ class Client:
                 if event.HasField("response"):
                     yield event.response.index, Reply.from_message(event.response.response)
         except grpc.RpcError as error:
-            raise self._failed(error) from None
+            raise failure(error, self._address, self._timeout_s) from None
         finally:
             call.cancel()
 
@@ -261,9 +218,9 @@ class Client:
         """
         reply: dialog_pb2.ScoreResponsesResponse = self._call(
             self._stub.ScoreResponses,
-            dialog_pb2.ScoreResponsesRequest(
-                context=[dialog_pb2.Utterance(speaker=s, text=text) for s, text in context],
-                responses=responses,
+            make_score_request(
+                context,
+                responses,
                 num_samples=num_samples,
                 num_aux=num_aux,
                 seed=seed,
@@ -272,7 +229,7 @@ class Client:
                 model=model,
             ),
         )
-        return tuple(Score(s.log_prob, s.std_error, s.num_tokens) for s in reply.scores)
+        return Score.all_of(reply)
 
     def get_model(self, model: str = "") -> dialog_pb2.GetModelResponse:
         """Tell what a served model is and which limits hold.
@@ -321,21 +278,4 @@ class Client:
         try:
             return method(request, timeout=self._timeout_s, metadata=self._metadata)
         except grpc.RpcError as error:
-            raise self._failed(error) from None
-
-    def _failed(self, error: grpc.RpcError) -> ClientError:
-        code, details = error.code(), error.details()
-        if code is grpc.StatusCode.UNAVAILABLE:
-            details = f"no server answers at {self._address} ({details}); is `siserve serve` up?"
-        elif code is grpc.StatusCode.DEADLINE_EXCEEDED:
-            details = f"no answer from {self._address} within {self._timeout_s:g} s"
-        return ClientError(str(details), code, _retry_after_s(error))
-
-
-def _retry_after_s(error: grpc.RpcError) -> float | None:
-    status = rpc_status.from_call(cast(grpc.Call, error))
-    for detail in status.details if status is not None else ():
-        retry = RetryInfo()
-        if detail.Unpack(retry):
-            return float(retry.retry_delay.ToNanoseconds()) / 1e9
-    return None
+            raise failure(error, self._address, self._timeout_s) from None
