@@ -117,7 +117,7 @@ class WordSample:
         others = np.flatnonzero(~is_kept)
         drawn = rng.choice(others, size=min(sampled, len(others)), replace=False)
         log_weight = np.zeros(vocabulary, dtype=np.float32)
-        log_weight[drawn] = np.log(len(others) / max(1, len(drawn)))
+        log_weight[drawn] = np.log(max(1, len(others)) / max(1, len(drawn)))
         is_kept[drawn] = True
         ids = np.flatnonzero(is_kept)
         return cls(torch.from_numpy(ids), torch.from_numpy(log_weight[ids]))

@@ -98,6 +98,46 @@ def noise(
     _say(f"results: {page}")
 
 
+@reproduce_app.command("lm")
+def lm(
+    data: _Data,
+    out: _Out,
+    scale: Annotated[str, typer.Option("--scale", help="full, or small for a CPU.")] = "small",
+    rows: _Rows = "",
+    seeds: _Seeds = "0",
+    jobs: _Jobs = 0,
+    max_steps: _MaxSteps = 0,
+) -> None:
+    """Train and measure every row of Table 2; the same command again goes on where it ended.
+
+    Example: siserve reproduce lm --data ptb --seeds 0,1,2 --out table
+    """
+    from siserve_training.reproduce.language import lm_rows, lm_scale, reproduce_lm
+    from siserve_training.reproduce.table import chosen_rows, make_plan, with_limits
+
+    chosen = lm_scale(scale)
+    wanted = chosen_rows(rows, lm_rows(scale))
+    plan = with_limits(make_plan(chosen, data, out, None, None), max_steps, 0)
+    _say(f"results: {reproduce_lm(plan, wanted, _numbers(seeds), jobs, _say)}")
+
+
+@reproduce_app.command("toy")
+def toy(
+    out: _Out,
+    steps: Annotated[int, typer.Option("--steps", help="T, the updates of a panel.")] = 4000,
+    draws: Annotated[int, typer.Option("--draws", help="J; the paper has 100.")] = 20,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of everything.")] = 0,
+    jobs: _Jobs = 0,
+) -> None:
+    """Draw Figure 2, latents of ten sequences under VAE and SI-VAE, with the numbers under it.
+
+    Example: siserve reproduce toy --out toy
+    """
+    from siserve_training.reproduce.toy import reproduce_toy
+
+    _say(f"results: {reproduce_toy(out, steps, draws, seed, jobs, _say)}")
+
+
 def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 

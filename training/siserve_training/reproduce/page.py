@@ -10,7 +10,15 @@ from siserve_training.reproduce.results import MeasuredRow
 from siserve_training.reproduce.rows import COLUMNS
 from siserve_training.reproduce.runner import Job, Plan
 
-__all__ = ["NOISE", "NOISE_TEXT", "list_commands", "list_facts", "results_page", "table"]
+__all__ = [
+    "NOISE",
+    "NOISE_TEXT",
+    "list_commands",
+    "list_facts",
+    "paper_table",
+    "results_page",
+    "table",
+]
 
 #: What Table 1 does not hold: title and our metric.
 _MORE = {
@@ -80,7 +88,7 @@ def results_page(
         list_facts(facts),
         _head(first, facts),
         "## The paper's columns",
-        _paper_table(rows),
+        paper_table(rows, COLUMNS),
         "## What those columns do not show",
         _MORE_TEXT,
         table(rows, _MORE),
@@ -139,12 +147,18 @@ def _head(first: dict[str, float], facts: dict[str, Any]) -> str:
     )
 
 
-def _paper_table(rows: Sequence[MeasuredRow]) -> str:
-    lines = _header(COLUMNS)
+def paper_table(rows: Sequence[MeasuredRow], columns: dict[str, str]) -> str:
+    """Write rows with the paper's own below each.
+
+    Args:
+        rows: measured.
+        columns: title and metric of each, in the order of the paper's values.
+    """
+    lines = _header(columns)
     for row in rows:
-        lines.append(_line(row, list(COLUMNS.values())))
+        lines.append(_line(row, list(columns.values())))
         for paper in row.row.paper if row.row else ():
-            cells = " | ".join(f"*{value:g}*" for value in paper.values)
+            cells = " | ".join("" if v is None else f"*{v:g}*" for v in paper.values)
             lines.append(f"| *{paper.name} (paper)* | {cells} |")
     return "\n".join(lines)
 

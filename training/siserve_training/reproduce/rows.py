@@ -28,10 +28,10 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class PaperRow:
-    """A row as the paper prints it, in the order of COLUMNS."""
+    """A row as the paper prints it, in the order of the table's columns; None where it has none."""
 
     name: str
-    values: tuple[float, ...]
+    values: tuple[float | None, ...]
 
 
 @dataclass(frozen=True)

@@ -79,6 +79,11 @@ class Job:
         return self.folder / "result.json"
 
     @property
+    def task(self) -> str:
+        """The task of its preset."""
+        return str(preset_values(f"{self.row.preset}{self.plan.scale.suffix}")["task"])
+
+    @property
     def dump(self) -> Path:
         """File of the responses."""
         return self.folder / "responses.jsonl"
@@ -95,7 +100,7 @@ class Job:
         flags = [f"{key}={toml(value)}" for key, value in settings.items()]
         resume = ["--resume"] if (self.run / "config.json").is_file() else []
         return [
-            *("train", "--task", "dialog", "--data", str(plan.data), "--preset", preset),
+            *("train", "--task", self.task, "--data", str(plan.data), "--preset", preset),
             *("--out", str(self.run), *(part for flag in flags for part in ("--set", flag))),
             *resume,
         ]
@@ -109,9 +114,10 @@ class Job:
         if plan.contexts:
             options["contexts"] = plan.contexts
         flags = [part for key, value in options.items() for part in (f"--{key}", str(value))]
+        dump = ["--dump", str(self.dump)] if self.task == "dialog" else []
         return [
             *("evaluate", str(self.run), "--data", str(plan.data), "--checkpoint", "last", *flags),
-            *("--out", str(self.result), "--dump", str(self.dump), "--json"),
+            *("--out", str(self.result), *dump, "--json"),
         ]
 
     def values(self) -> dict[str, Any]:
