@@ -194,7 +194,7 @@ def test_a_request_is_encoded_as_training_encoded_it(run, bundle, corpus):
             turns = [(turn.speaker, turn.text) for turn in told[:-1]]
             request = make_request(turns, n=2, seed=1)
             request.responder, request.topic = told[-1].speaker, topics[batch.topic[row] - 1]
-            context = service._models.default._job(_checked(service, request), float("inf")).context
+            context = service._models.default._job(_checked(service, request)).context
             longest = max(map(len, context.utterances))
             ids = np.zeros((1, len(context.utterances), longest), np.int64)
             for place, words in enumerate(context.utterances):

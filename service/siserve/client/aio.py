@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -95,7 +95,7 @@ class AsyncClient:
 
     async def stream(
         self, context: Sequence[tuple[str, str]], **options: Any
-    ) -> AsyncIterator[tuple[int, Reply]]:
+    ) -> AsyncGenerator[tuple[int, Reply], None]:
         """Generate responses, each as soon as it is complete; see `Client.stream`.
 
         Yields:
