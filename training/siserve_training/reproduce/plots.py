@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from siserve_training.reproduce.results import MeasuredRow
@@ -25,25 +26,49 @@ def plot_relevance_diversity(
     Two measures of relevance side by side, because they disagree: context-blind replies score well
     in BLEU and at chance in R@1/10.
     """
-    figure = Figure(figsize=(13, 6), layout="constrained")  # not pyplot: no display, no state
+    figure = Figure(figsize=(15, 6), layout="constrained")  # not pyplot: no display, no state
     axes = figure.subplots(1, 2)
     for axis, (metric, label) in zip(axes, _PANELS, strict=True):
+        points = []
         for rows, marker, colour in ((measured, "o", "#1f5fa8"), (baselines, "x", "#b03030")):
             for row in rows:
-                if metric not in row.values:
-                    continue
-                x, y = row.values["inter_dist_2"], row.values[metric]
-                axis.scatter(x, y, marker=marker, color=colour, zorder=3)
-                axis.annotate(
-                    row.title, (x, y), xytext=(5, 3), textcoords="offset points", fontsize=8
-                )
+                if metric in row.values:
+                    x, y = row.values["inter_dist_2"], row.values[metric]
+                    axis.scatter(x, y, marker=marker, color=colour, zorder=3)
+                    points.append((x, y, row.title))
         axis.set_xlabel("inter-dist-2 (10 responses of one context)")
         axis.set_ylabel(label)
-        axis.set_xlim(-0.02, 1.25)
+        axis.set_xlim(-0.03, 1.03)
         axis.grid(alpha=0.3)
+        _name(axis, points)
     for suffix in ("svg", "png"):
         figure.savefig(
             folder / f"relevance-diversity.{suffix}", dpi=120, metadata=_metadata(suffix)
+        )
+
+
+def _name(axis: Axes, points: list[tuple[float, float, str]]) -> None:
+    """Write the points' names in a column beside the panel, in their order, a line to each."""
+    low, high = axis.get_ylim()
+    axis.set_ylim(low, high)
+    step = (high - low) / 19
+    points = sorted(points, key=lambda point: (point[1], -point[0]))
+    places: list[float] = []
+    for _, y, _ in points:
+        places.append(max(y, places[-1] + step) if places else y)
+    for index in range(len(points) - 1, -1, -1):  # what went past the top moves down
+        top = places[index + 1] - step if index + 1 < len(points) else high
+        places[index] = min(places[index], top)
+    for (x, y, title), place in zip(points, places, strict=True):
+        axis.annotate(
+            title,
+            (x, y),
+            xytext=(1.03, place),
+            textcoords=("axes fraction", "data"),
+            verticalalignment="center",
+            fontsize=8,
+            annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": "0.75", "linewidth": 0.6, "shrinkB": 3},
         )
 
 
