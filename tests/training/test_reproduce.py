@@ -170,6 +170,15 @@ def test_every_row_is_a_configuration_at_every_scale(row, scale):
     TrainConfig.from_values(values)
 
 
+def test_the_page_tells_the_samples_of_the_systems_that_have_a_latent():
+    known = {"contexts": 5.0, "responses": 10.0, "temperature": 0.0, "pairs": 8.0}
+    measured = [
+        MeasuredRow("a", "A", None, (0,), {**known, "prior_samples": s, "ranking_samples": r}, {})
+        for s, r in ((1.0, 1.0), (50.0, 10.0))
+    ]
+    assert "S = 50, R@1 with S = 10" in results_page(measured, [], [], {"scale": "small"})
+
+
 @pytest.mark.parametrize("row", NOISE_ROWS, ids=lambda row: row.name)
 def test_every_row_of_the_noise_study_is_a_configuration_of_its_own(row):
     def settings(of: Row) -> dict[str, object]:

@@ -82,11 +82,10 @@ def results_page(
     """
     rows = [*measured, *baselines]
     with_noise = [row for row in measured if "noise_share_of_mu" in row.values]
-    first = next((row.values for row in measured), {})
     parts = [
         "# Table 1: dialog systems on Switchboard",
         list_facts(facts),
-        _head(first, facts),
+        _head(measured),
         "## The paper's columns",
         paper_table(rows, COLUMNS),
         "## What those columns do not show",
@@ -130,14 +129,19 @@ def list_facts(facts: dict[str, Any]) -> str:
     return "\n".join(f"- {name}: {value}" for name, value in facts.items())
 
 
-def _head(first: dict[str, float], facts: dict[str, Any]) -> str:
-    if not first:
+def _head(measured: Sequence[MeasuredRow]) -> str:
+    first = next((row.values for row in measured if row.values), None)
+    if first is None:
         return ""
+    samples, ranking = (  # one is enough for a system without a latent
+        max(row.values.get(name, 0) for row in measured)
+        for name in ("prior_samples", "ranking_samples")
+    )
     return (
         f"Every system answers {first['contexts']:.0f} contexts {first['responses']:.0f} times at "
         f"temperature {first['temperature']:g}: a response follows from its latent alone. "
-        f"Likelihoods on {first['pairs']:.0f} pairs with S = {first['prior_samples']:.0f}, "
-        f"R@1 with S = {first['ranking_samples']:.0f}. Where two numbers stand in a cell, the "
+        f"Likelihoods on {first['pairs']:.0f} pairs with S = {samples:.0f}, "
+        f"R@1 with S = {ranking:.0f}. Where two numbers stand in a cell, the "
         "second is half of the 95 % interval over training seeds; with one seed, a number in "
         "brackets is the standard error over pairs, which are the same for all rows. Rows in "
         "italics are the "
