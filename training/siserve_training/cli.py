@@ -189,7 +189,9 @@ def evaluate(
         if dump is not None or vectors is not None:
             raise ConfigError("--dump and --vectors are for dialog; a sentence has no context")
         where = (subject, data, split, checkpoint, skip_bad_lines)
-        _evaluate_language(where, (pairs, samples or 500, mi_batch), out, as_json)
+        _evaluate_language(
+            where, (pairs, 500 if samples is None else samples, mi_batch), out, as_json
+        )
         return
     from siserve_training.evaluation.generation import Sampling
     from siserve_training.evaluation.measure import Measurement, measure, open_subject, to_json
@@ -200,7 +202,9 @@ def evaluate(
         raise ConfigError(f"--tail must be pad or decoder, got {tail!r}")
     decoding = Decoding(temperature=temperature, stop_at_end=tail == "pad")
     sampling = Sampling(responses, decoding, diversity, seed=seed)
-    asked = Measurement(sampling, contexts, pairs, samples or 100, ranking_samples, vectors)
+    asked = Measurement(
+        sampling, contexts, pairs, 100 if samples is None else samples, ranking_samples, vectors
+    )
     opened = open_subject(subject, data, split, checkpoint, skip_bad_lines)
     measured = {"split": split, **measure(opened, asked, dump, say)}
     if out is not None:
