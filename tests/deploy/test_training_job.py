@@ -53,7 +53,7 @@ def test_the_command_is_one_of_siserve(help_of):
 
 
 def test_a_run_is_resumed_exactly_where_one_is(tmp_path):
-    script = SCRIPT.replace("/work", str(tmp_path)).replace("exec torchrun", "echo")
+    script = SCRIPT.replace("/volume", str(tmp_path)).replace("exec torchrun", "echo")
 
     def asked() -> str:
         command = [*CONTAINER["command"], script]
