@@ -7,11 +7,12 @@ speakers' fields are optional (Zhao et al. 2017's release of Switchboard has the
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from siserve_training.data.lines import parsed_lines, refuse
 from siserve_training.errors import CorpusError
 
 __all__ = ["SPLITS", "Dialog", "DialogCorpus", "Profile", "Utterance", "read_dialogs"]
@@ -93,7 +94,7 @@ class DialogCorpus:
             CorpusError: if a line is malformed (unless `skip_bad_lines`) or no dialog is left.
         """
         skipped: list[CorpusError] = []
-        on_bad_line = skipped.append if self.skip_bad_lines else _refuse
+        on_bad_line = skipped.append if self.skip_bad_lines else refuse
         dialogs = list(read_dialogs(self.path(split), on_bad_line))
         if not dialogs:
             raise CorpusError(
@@ -102,27 +103,16 @@ class DialogCorpus:
         return dialogs, len(skipped)
 
 
-def _refuse(error: CorpusError) -> None:
-    raise error
-
-
-def read_dialogs(path: Path, on_bad_line: Any = _refuse) -> Iterator[Dialog]:
+def read_dialogs(
+    path: Path, on_bad_line: Callable[[CorpusError], None] = refuse
+) -> Iterator[Dialog]:
     """Read dialogs lazily from a JSON-lines file in UTF-8.
 
     Args:
         path: the file.
         on_bad_line: called with a `CorpusError` for each malformed line; raises it by default.
     """
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                yield parse_dialog(line)
-            except ValueError as error:
-                on_bad_line(
-                    CorpusError(f"{path}:{number}: {error}; mend the line or pass --skip-bad-lines")
-                )
+    yield from parsed_lines(path, parse_dialog, on_bad_line)
 
 
 def parse_dialog(line: bytes) -> Dialog:

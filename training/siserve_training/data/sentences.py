@@ -15,6 +15,7 @@ import numpy.typing as npt
 from siserve.bundle.text import END, PAD, START, UNK, Text
 
 from siserve_training.data.corpus import SPLITS
+from siserve_training.data.lines import parsed_lines, refuse
 from siserve_training.errors import CorpusError
 
 __all__ = [
@@ -82,7 +83,7 @@ class SentenceCorpus:
             CorpusError: if a line is malformed (unless `skip_bad_lines`) or no sentence is left.
         """
         skipped: list[CorpusError] = []
-        on_bad_line = skipped.append if self.skip_bad_lines else _refuse
+        on_bad_line = skipped.append if self.skip_bad_lines else refuse
         sentences = list(read_sentences(self.path(split), on_bad_line))
         if not sentences:
             raise CorpusError(f"{self.path(split)}: no sentence in it; expected one a line")
@@ -104,12 +105,8 @@ class SentenceCorpus:
         )
 
 
-def _refuse(error: CorpusError) -> None:
-    raise error
-
-
 def read_sentences(
-    path: Path, on_bad_line: Callable[[CorpusError], None] = _refuse
+    path: Path, on_bad_line: Callable[[CorpusError], None] = refuse
 ) -> Iterator[str]:
     """Read sentences lazily from a text file in UTF-8; blank lines are none.
 
@@ -117,16 +114,7 @@ def read_sentences(
         path: the file.
         on_bad_line: called with a `CorpusError` for each malformed line; raises it by default.
     """
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                yield parse_sentence(line)
-            except ValueError as error:
-                on_bad_line(
-                    CorpusError(f"{path}:{number}: {error}; mend the line or pass --skip-bad-lines")
-                )
+    yield from parsed_lines(path, parse_sentence, on_bad_line)
 
 
 def parse_sentence(line: bytes) -> str:
