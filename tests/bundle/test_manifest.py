@@ -9,6 +9,7 @@ from siserve.bundle import (
     Description,
     Features,
     FileEntry,
+    Golden,
     Limits,
     Sampling,
     Sizes,
@@ -127,3 +128,16 @@ def test_the_width_of_a_gaussian_priors_noise_is_left_out_of_the_manifest(manife
 def test_the_digest_covers_every_field(manifest):
     other = seal(description(metrics={"valid_kl": 8.26}), dict(manifest.files))
     assert other.sha256 != manifest.sha256
+
+
+def test_a_golden_request_is_kept_to_the_last_digit_and_named_only_where_there_is_one(manifest):
+    golden = Golden(
+        context=(("A", "hi"), ("B", "héllo")),
+        responder="A",
+        response=(2, 9, 3),
+        expected={"c": (0.1, -2.5e-07), "log_prob": (-12.345678,)},
+    )
+    sealed = seal(description(golden=golden), manifest.files)
+    assert parse_manifest(sealed.to_bytes()).golden == golden
+    assert b"golden" not in manifest.to_bytes()
+    assert parse_manifest(manifest.to_bytes()).golden is None

@@ -25,6 +25,7 @@ __all__ = [
     "Description",
     "Features",
     "FileEntry",
+    "Golden",
     "Limits",
     "Manifest",
     "Sampling",
@@ -123,6 +124,24 @@ class Sampling(_Strict):
     max_tokens: Size = 40
 
 
+class Golden(_Strict):
+    """A request and what the graphs gave for it at export; see siserve.bundle.golden.
+
+    Attributes:
+        context: (speaker, text) of each turn, oldest first.
+        responder: who responds.
+        response: ids from ``<s>`` to ``</s>``.
+        expected: numbers by what they are of.
+        tolerance: largest |found - expected| / max(1, |expected|) of graphs in float32.
+    """
+
+    context: tuple[tuple[str, str], ...]
+    responder: str
+    response: Annotated[tuple[Count, ...], Field(min_length=2)]
+    expected: dict[str, tuple[float, ...]]
+    tolerance: Annotated[float, Field(gt=0)] = 1e-3
+
+
 class FileEntry(_Strict):
     """Digest and size of one file."""
 
@@ -131,7 +150,11 @@ class FileEntry(_Strict):
 
 
 class Description(_Strict):
-    """All that a bundle says of itself but the digests of its files."""
+    """All that a bundle says of itself but the digests of its files.
+
+    Attributes:
+        golden: a manifest without one does not name it, as those written before it came.
+    """
 
     format_version: Literal[1] = FORMAT_VERSION
     name: Name
@@ -146,6 +169,14 @@ class Description(_Strict):
     sampling: Sampling
     provenance: dict[str, JsonValue] = {}
     metrics: dict[str, float] = {}
+    golden: Golden | None = None
+
+    @model_serializer(mode="wrap")
+    def _leave_out_what_is_not_there(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        content: dict[str, Any] = write(self)
+        if self.golden is None:
+            content.pop("golden", None)
+        return content
 
     @property
     def full_name(self) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from siserve.bundle.context_text import ContextText
 from siserve.bundle.errors import BundleError
+from siserve.bundle.golden import GoldenGraphs, check_golden
 from siserve.bundle.tensors import CONTEXT_TOKENIZER_FILE, TOKENIZER_FILE
 from siserve.bundle.text import Text
 from siserve.bundle.verify import Bundle, open_bundle
@@ -25,7 +26,7 @@ def load_model(
     options: EngineOptions,
     observer: Observer,
 ) -> DialogModel:
-    """Check a bundle and load it; start() makes it answer.
+    """Check a bundle, load it, and check what its graphs give; start() makes it answer.
 
     Raises:
         BundleError: if the bundle cannot be trusted or does not hold a dialog model.
@@ -36,6 +37,7 @@ def load_model(
     text = _load_text(bundle)
     context_text = _load_context_text(bundle) or text
     sessions = load_sessions(bundle, device, threads)
+    check_golden(GoldenGraphs(sessions.run, manifest, context_text))
     engine = Engine(sessions, manifest, options, observer)
     return DialogModel(bundle, text, context_text, engine, limits, sessions.device)
 

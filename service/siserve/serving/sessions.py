@@ -49,6 +49,11 @@ class Sessions:
     decoder: GraphSession
     device: Literal["cuda", "cpu"]
 
+    def run(self, graph: Graph, inputs: Mapping[str, AnyArray]) -> Sequence[AnyArray]:
+        """Run one of the graphs of siserve.bundle.tensors."""
+        session: GraphSession = getattr(self, graph.file.removesuffix(".onnx"))
+        return session.run(inputs)
+
 
 def default_threads() -> int:
     """Two threads where there are two cores: more help only batches that rarely come."""

@@ -11,6 +11,7 @@ from typing import Literal
 
 import onnx
 from pydantic import JsonValue, ValidationError
+from siserve.bundle.context_text import ContextText
 from siserve.bundle.manifest import Description, Limits, Manifest, Sampling, Sizes
 from siserve.bundle.tensors import (
     CONTEXT_TOKENIZER_FILE,
@@ -23,6 +24,7 @@ from siserve.bundle.writing import write_bundle
 
 from siserve_training.export.card import plain_card
 from siserve_training.export.errors import ExportError
+from siserve_training.export.golden import make_golden
 from siserve_training.export.graph import place_weights
 from siserve_training.export.model import GraphSet, TrainedModel
 from siserve_training.export.parity import Reference, check_parity
@@ -93,7 +95,8 @@ def export_bundle(
         ExportError: if the weights do not fit the method, or the graphs differ from the model.
         UsageError: if `target` is there already.
     """
-    _check_tokenizer(tokenizer, model)
+    text = _read_tokenizer(tokenizer, model, release.limits)
+    context_text = ContextText.from_json(model.context_tokenizer) if model.sentence else text
     weights = WeightStore(dtype)
     built = load_graphs(model.method)(model, weights)
     described = _describe(model, built.sizes, release)
@@ -105,7 +108,12 @@ def export_bundle(
         context_ids = model.sentence.vocabulary if model.sentence else 0
         parity = check_parity(folder, reference, model.tokens, built.sizes, num_topics, context_ids)
         largest = {"parity_largest_difference": max(parity.differences.values())}
-        described = described.model_copy(update={"metrics": {**described.metrics, **largest}})
+        described = described.model_copy(
+            update={
+                "metrics": {**described.metrics, **largest},
+                "golden": make_golden(folder, described, context_text),
+            }
+        )
         card = release.model_card or plain_card(described, dtype)
         files: dict[str, bytes | Path] = {
             TOKENIZER_FILE: tokenizer.encode(),
@@ -118,9 +126,9 @@ def export_bundle(
         return write_bundle(target, files, described)
 
 
-def _check_tokenizer(tokenizer: str, model: TrainedModel) -> None:
+def _read_tokenizer(tokenizer: str, model: TrainedModel, limits: Limits) -> Text:
     try:
-        text = Text.from_json(tokenizer)
+        text = Text.from_json(tokenizer, limits.utterance_tokens)
     except Exception as error:  # the tokenizers package raises bare Exception
         raise ExportError(f"tokenizer.json cannot be read: {error}") from error
     words = model.arrays["embedding.weight"].shape[0] if "embedding.weight" in model.arrays else 0
@@ -132,6 +140,7 @@ def _check_tokenizer(tokenizer: str, model: TrainedModel) -> None:
     ids = {name: getattr(text.tokens, name) for name in type(model.tokens).model_fields}
     if ids != model.tokens.model_dump():
         raise ExportError(f"the tokenizer's special tokens are {ids}, the model's {model.tokens}")
+    return text
 
 
 def _write_graphs(folder: Path, built: GraphSet, weights: WeightStore) -> None:
