@@ -61,7 +61,7 @@ constraints: .venv/.ready ## write the versions of .venv down as the pinned ones
 	.venv/bin/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' | sort -f; } > .venv/constraints.txt
 	mv .venv/constraints.txt requirements/constraints.txt
 
-images: ## build siserve:VERSION, -cuda and -train (BUILD="buildah bud" without docker)
+images: ## build siserve:VERSION, -cuda and -train (BUILD="buildah bud --format docker" without docker)
 	$(BUILD) --file deploy/Dockerfile.serve --tag siserve:$(VERSION) .
 	$(BUILD) --file deploy/Dockerfile.serve --build-arg REQUIREMENTS=image-gpu.txt --tag siserve:$(VERSION)-cuda .
 	$(BUILD) --file deploy/Dockerfile.train --tag siserve-train:$(VERSION) .
@@ -75,8 +75,10 @@ sbom: .venv-deploy/.ready ## write what each image installs to dist/, as Cyclone
 
 locks: .venv-deploy/.ready ## pin what the images install, with hashes
 	$(LOCK) --output-file requirements/image-build.txt requirements/image-build.in
-	$(LOCK) --output-file requirements/image-cpu.txt --extra cpu pyproject.toml
-	$(LOCK) --output-file requirements/image-gpu.txt --extra gpu pyproject.toml requirements/image-gpu.in
+	$(LOCK) --overrides requirements/image-serve-overrides.txt \
+	--output-file requirements/image-cpu.txt --extra cpu pyproject.toml
+	$(LOCK) --overrides requirements/image-serve-overrides.txt \
+	--output-file requirements/image-gpu.txt --extra gpu pyproject.toml requirements/image-gpu.in
 	$(LOCK) --output-file requirements/image-train.txt --extra train pyproject.toml
 
 clean: ## remove the environments and caches

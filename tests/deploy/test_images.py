@@ -1,7 +1,9 @@
 """What the images are made of, told before one is built."""
 
+import json
 import re
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -11,7 +13,29 @@ from .conftest import ROOT, find_tool
 
 DOCKERFILES = sorted((ROOT / "deploy").glob("Dockerfile.*"))
 REQUIREMENTS = ROOT / "requirements"
-LOCKS = sorted(REQUIREMENTS.glob("image-*.txt"))
+LOCKS = sorted(path for path in REQUIREMENTS.glob("image-*.txt") if "overrides" not in path.name)
+# Load every module of the server, answer once, and print the distributions that this took.
+LOADED = """
+import sys
+at_start = set(sys.modules)  # what .pth files of the environment load
+
+import json, pkgutil
+from importlib import import_module
+from importlib.metadata import packages_distributions
+import siserve.serving
+from siserve.client.in_process import InProcess
+from siserve.v1 import dialog_pb2
+
+for module in pkgutil.walk_packages(siserve.serving.__path__, "siserve.serving."):
+    import_module(module.name)
+request = dialog_pb2.GenerateResponsesRequest(n=1)
+request.context.add(speaker="A", text="hi")
+with InProcess() as model:
+    assert len(model.send(request).responses) == 1
+loaded = {name.partition(".")[0] for name in sys.modules.keys() - at_start}
+known = packages_distributions()
+print(json.dumps({name: known[name] for name in loaded if name in known}))
+"""
 
 
 def name_of(path: Path) -> str:
@@ -93,3 +117,14 @@ def test_nothing_that_siserve_needs_is_missing_from_an_image(lock, extra):
     assert needed(extra) - pinned == set(), "run make locks"
     assert ("torch" in pinned) == (extra == "train")
     assert not {"onnxruntime", "onnxruntime-gpu"} <= pinned  # they share a folder
+
+
+def test_the_server_loads_nothing_that_an_image_leaves_out():
+    done = subprocess.run([sys.executable, "-c", LOADED], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    held = set(pins(REQUIREMENTS / "image-cpu.txt")) | {"siserve"}
+    loaded = json.loads(done.stdout)
+    assert {"grpc", "numpy", "onnxruntime", "tokenizers"} <= set(loaded)
+    for module, owners in loaded.items():
+        names = {re.sub(r"[-_.]+", "-", owner).lower() for owner in owners}
+        assert names & held, f"{module} of {owners}"
