@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from bundle_factory import tiny_bundle
 from siserve.bundle.manifest import Description, Manifest, seal
-from siserve.bundle.tensors import FILES, MANIFEST_FILE
+from siserve.bundle.tensors import FILES, MANIFEST_FILE, OPTIONAL_FILES
 from siserve.bundle.verify import digest_file, open_bundle
 
 Reseal = Callable[[Path], Manifest]
@@ -35,7 +35,8 @@ def reseal(description: Description) -> Reseal:
     """Write a manifest whose digests fit the files as they are: only their content is wrong."""
 
     def write(path: Path) -> Manifest:
-        entries = {name: digest_file(path / name) for name in FILES if (path / name).exists()}
+        names = [name for name in (*FILES, *OPTIONAL_FILES) if (path / name).exists()]
+        entries = {name: digest_file(path / name) for name in names}
         manifest = seal(description, entries)
         (path / MANIFEST_FILE).write_bytes(manifest.to_bytes())
         return manifest

@@ -6,10 +6,20 @@ from pathlib import Path
 import onnx
 import pytest
 from siserve.bundle import BundleError, open_bundle
-from siserve.bundle.tensors import FILES, GRAPHS, MANIFEST_FILE, WEIGHTS_FILE
+from siserve.bundle.tensors import (
+    DIALOG_ENCODER,
+    FILES,
+    GRAPHS,
+    MANIFEST_FILE,
+    OPTIONAL_GRAPHS,
+    UTTERANCE_ENCODER,
+    WEIGHTS_FILE,
+)
 from siserve.cli import run
 
-ALL_FILES = (*FILES, MANIFEST_FILE)
+ALL_GRAPHS = [graph.file for graph in (*GRAPHS, *OPTIONAL_GRAPHS)]
+LISTED = {*FILES, *ALL_GRAPHS}
+ALL_FILES = sorted({*LISTED, MANIFEST_FILE})
 
 
 def refused(path: Path) -> BundleError:
@@ -20,7 +30,7 @@ def refused(path: Path) -> BundleError:
 
 def test_a_whole_bundle_opens(whole_bundle, capsys):
     bundle = open_bundle(whole_bundle)
-    assert set(bundle.manifest.files) == set(FILES)
+    assert set(bundle.manifest.files) == LISTED
     assert run(["verify", str(whole_bundle)]) == 0
     assert bundle.manifest.full_name in capsys.readouterr().out
 
@@ -92,7 +102,7 @@ def test_weights_that_are_no_safetensors_are_refused_whatever_the_manifest_says(
     assert refused(bundle).file == WEIGHTS_FILE
 
 
-@pytest.mark.parametrize("graph", [graph.file for graph in GRAPHS])
+@pytest.mark.parametrize("graph", ALL_GRAPHS)
 def test_a_graph_that_is_no_onnx_is_refused_whatever_the_manifest_says(bundle, reseal, graph):
     (bundle / graph).write_bytes(b"PK\x03\x04 not a graph")
     reseal(bundle)
@@ -118,7 +128,7 @@ def edit(path: Path, change) -> None:
     path.write_bytes(model.SerializeToString())
 
 
-@pytest.mark.parametrize("graph", [graph.file for graph in GRAPHS])
+@pytest.mark.parametrize("graph", ALL_GRAPHS)
 @pytest.mark.parametrize("location", ["../weights.safetensors", "/etc/passwd", "README.md", ""])
 def test_weights_from_elsewhere_are_refused(bundle, reseal, graph, location):
     def redirect(model: onnx.ModelProto) -> None:
@@ -184,3 +194,28 @@ def test_a_manifest_that_leaves_a_file_out_is_refused(bundle, reseal):
     reseal(bundle)
     error = refused(bundle)
     assert error.file == MANIFEST_FILE and "README.md" in str(error)
+
+
+@pytest.mark.parametrize("graph", OPTIONAL_GRAPHS, ids=lambda graph: graph.file)
+def test_half_an_encoder_is_refused(bundle, reseal, graph):
+    (bundle / graph.file).unlink()
+    reseal(bundle)
+    error = refused(bundle)
+    assert error.file == MANIFEST_FILE and f"does not list {graph.file}" in str(error)
+
+
+def test_a_bundle_without_the_two_steps_of_the_encoder_opens(bundle, reseal):
+    for graph in OPTIONAL_GRAPHS:
+        (bundle / graph.file).unlink()
+    reseal(bundle)
+    assert not any(open_bundle(bundle).has(graph.file) for graph in OPTIONAL_GRAPHS)
+
+
+def test_two_steps_of_different_widths_are_refused(bundle, reseal):
+    def widen(model: onnx.ModelProto) -> None:
+        model.graph.output[0].type.tensor_type.shape.dim[1].dim_value += 1
+
+    edit(bundle / UTTERANCE_ENCODER.file, widen)
+    reseal(bundle)
+    error = refused(bundle)
+    assert error.file == DIALOG_ENCODER.file and "vectors of shape" in str(error)

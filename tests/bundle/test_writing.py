@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 from siserve.bundle import BundleError, UsageError, open_bundle, write_bundle
-from siserve.bundle.tensors import FILES
+from siserve.bundle.tensors import MANIFEST_FILE
 
 
 @pytest.fixture
 def files(whole_bundle: Path) -> dict[str, bytes | Path]:
-    return {name: whole_bundle / name for name in FILES}
+    return {path.name: path for path in whole_bundle.iterdir() if path.name != MANIFEST_FILE}
 
 
 def test_what_is_written_opens_and_is_what_was_given(tmp_path, files, description, whole_bundle):

@@ -8,19 +8,20 @@ from typing import Any
 import numpy as np
 import pytest
 from bundle_factory import TinySizes, tiny_bundle, tiny_model
-from siserve.bundle.tensors import GRAPHS
+from siserve.bundle.tensors import GRAPHS, OPTIONAL_GRAPHS
 from siserve_training.export import TrainedModel
 from siserve_training.export.parity import open_graph
 
 
 class Graphs:
-    """The four graphs of a bundle beside the model that they were made from."""
+    """The graphs of a bundle beside the model that they were made from."""
 
     def __init__(self, path: Path, model: TrainedModel, sizes: TinySizes):
         self.path = path
         self.model = model
         self.sizes = sizes
-        self.sessions = {graph.file: open_graph(path / graph.file) for graph in GRAPHS}
+        files = [graph.file for graph in (*GRAPHS, *OPTIONAL_GRAPHS)]
+        self.sessions = {file: open_graph(path / file) for file in files}
 
     def run(self, name, **inputs):
         return self.sessions[f"{name}.onnx"].run(None, inputs)
@@ -58,6 +59,17 @@ class Graphs:
             "topic": rng.integers(0, len(self.sizes.topics) + 1, batch),
             "profile": normal(rng, batch, 8),
         }
+
+    def encode_in_steps(self, utterances, floor, **told):
+        """Return c of the two graphs of the encoder's steps, from inputs of context_encoder."""
+        is_real = utterances.any(axis=2)
+        (vectors,) = self.run("utterance_encoder", ids=utterances[is_real])
+        placed = np.full((*is_real.shape, vectors.shape[1]), 5, np.float32)  # must not be looked at
+        placed[is_real] = vectors
+        counts = is_real.sum(1)
+        return self.run(
+            "dialog_encoder", vectors=placed, floor=floor, num_utterances=counts, **told
+        )[0]
 
     def latents(self, rng, rows):
         """Condition vectors and latents, c and z."""

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from numpy_reference import NumpySICVAE
-from siserve_training.export.parity import greedy
+from siserve_training.export.reference import greedy
 from torch_reference import TorchSICVAE
 
 from .conftest import normal

@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from bundle_factory import tiny_text
@@ -104,6 +105,8 @@ def graphs_of(request, size, tmp_path_factory):
 def test_contexts(graphs_of, rng):
     inputs = graphs_of.contexts(rng, BATCH, 5, 9)
     rows_alone_equal_rows_together(graphs_of, CONTEXT_ENCODER, inputs)
+    (c,) = graphs_of.run("context_encoder", **inputs)
+    assert np.array_equal(graphs_of.encode_in_steps(**inputs), c)
 
 
 def test_latents(graphs_of, rng):

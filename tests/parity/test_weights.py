@@ -6,12 +6,14 @@ import numpy as np
 import onnx
 import pytest
 import safetensors.numpy
-from bundle_factory import tiny_arrays, tiny_bundle, tiny_model
+from bundle_factory import TinySizes, tiny_arrays, tiny_bundle, tiny_model
 from numpy_reference import NumpySICVAE
-from siserve.bundle.tensors import GRAPHS, WEIGHTS_FILE
+from siserve.bundle.tensors import GRAPHS, OPTIONAL_GRAPHS, WEIGHTS_FILE
 from siserve.bundle.verify import open_bundle
 from siserve_training.export.graph import DYNAMIC_AXES
 from siserve_training.export.parity import open_graph
+
+ALL_GRAPHS = (*GRAPHS, *OPTIONAL_GRAPHS)
 
 
 def load(path, graph):
@@ -45,7 +47,7 @@ def test_every_initializer_lies_in_the_weights_file(bundle):
     content = (path / WEIGHTS_FILE).read_bytes()
     arrays = safetensors.numpy.load(content)
     seen = set()
-    for graph in GRAPHS:
+    for graph in ALL_GRAPHS:
         for scope in graphs_within(load(path, graph).graph):
             for tensor in scope.initializer:
                 assert tensor.data_location == onnx.TensorProto.EXTERNAL
@@ -71,20 +73,27 @@ def test_no_weight_is_stored_twice(bundle):
 
 
 def test_graphs_share_the_embedding_and_the_utterance_encoder(graphs):
-    names = {g.file: {t.name for t in load(graphs.path, g).graph.initializer} for g in GRAPHS}
+    names = {g.file: {t.name for t in load(graphs.path, g).graph.initializer} for g in ALL_GRAPHS}
     sharing = [file for file, weights in names.items() if "embedding.weight" in weights]
-    assert sharing == ["context_encoder.onnx", "si_sampler.onnx", "decoder.onnx"]
+    assert sharing == [
+        "context_encoder.onnx",
+        "si_sampler.onnx",
+        "decoder.onnx",
+        "utterance_encoder.onnx",
+    ]
+    steps = names["utterance_encoder.onnx"] | names["dialog_encoder.onnx"]
+    assert steps == names["context_encoder.onnx"]
     assert "utterance_encoder.gru.W" in names["context_encoder.onnx"] & names["si_sampler.onnx"]
     assert names["prior.onnx"] <= names["si_sampler.onnx"]
 
 
 def test_graphs_themselves_hold_no_weights(bundle):
-    for graph in GRAPHS:
+    for graph in ALL_GRAPHS:
         assert (bundle[0] / graph.file).stat().st_size < 40_000
 
 
 def test_no_graph_draws_random_numbers_or_transposes_a_weight(graphs):
-    for graph in GRAPHS:
+    for graph in ALL_GRAPHS:
         model = load(graphs.path, graph)
         assert not {name for name in operators(model) if "Random" in name or name == "Multinomial"}
         weights = {tensor.name for tensor in model.graph.initializer}
@@ -111,8 +120,9 @@ def test_tensors_are_those_of_the_contract(bundle):
         "E": sizes.noise,
         "H": sizes.state,
         "P": sizes.latent,
+        "F": 2 * TinySizes().utterance_hidden,
     }
-    for graph in GRAPHS:
+    for graph in ALL_GRAPHS:
         model = load(path, graph)
         for tensors, infos in (
             (graph.inputs, model.graph.input),
@@ -125,7 +135,7 @@ def test_tensors_are_those_of_the_contract(bundle):
 
 
 def test_metadata_names_the_dynamic_axes(graphs):
-    for graph in GRAPHS:
+    for graph in ALL_GRAPHS:
         found = {p.key: p.value for p in load(graphs.path, graph).metadata_props}
         dynamic = found["axes.dynamic"].split(",")
         axes = {axis for tensor in (*graph.inputs, *graph.outputs) for axis in tensor.axes}
@@ -135,7 +145,7 @@ def test_metadata_names_the_dynamic_axes(graphs):
 
 
 def test_graphs_ask_for_nothing_newer_than_onnxruntime_1_20_reads(bundle):
-    for graph in GRAPHS:
+    for graph in ALL_GRAPHS:
         model = load(bundle[0], graph)
         assert model.ir_version <= 10
         assert [(o.domain, 17 <= o.version <= 21) for o in model.opset_import] == [("", True)]
@@ -166,7 +176,7 @@ def test_a_bundle_tells_how_near_its_graphs_are(graphs):
 
 def test_the_same_model_makes_the_same_graphs(graphs, tmp_path):
     again = tiny_bundle(tmp_path / "again")
-    for name in (*(graph.file for graph in GRAPHS), WEIGHTS_FILE):
+    for name in (*(graph.file for graph in ALL_GRAPHS), WEIGHTS_FILE):
         assert (again / name).read_bytes() == (graphs.path / name).read_bytes()
 
 

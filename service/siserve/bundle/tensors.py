@@ -1,9 +1,10 @@
 """The files of a bundle and the tensors of its graphs: the one place where their names stand.
 
-Axes: B contexts, U context utterances, T tokens, R rows (one response each), K steps of a chunk,
-A1 = A + 1 own and auxiliary parameters of the sampler. Numbers are fixed, other names are sizes of
-the model: C encoded context, D latent, E noise, H decoder state, P noise of the prior. The first D
-of P numbers make z; what follows is for priors that are no Gaussian (which component or lambda).
+Axes: B contexts, U context utterances, N utterances, T tokens, R rows (one response each), K steps
+of a chunk, A1 = A + 1 own and auxiliary parameters of the sampler. Numbers are fixed, other names
+are sizes of the model: C encoded context, D latent, E noise, F encoded utterance, H decoder state,
+P noise of the prior. The first D of P numbers make z; what follows is for priors that are no
+Gaussian (which component or lambda).
 """
 
 from __future__ import annotations
@@ -15,14 +16,17 @@ __all__ = [
     "CONTEXT_ENCODER",
     "CONTEXT_TOKENIZER_FILE",
     "DECODER",
+    "DIALOG_ENCODER",
     "FILES",
     "GRAPHS",
     "MANIFEST_FILE",
     "MODEL_CARD_FILE",
     "OPTIONAL_FILES",
+    "OPTIONAL_GRAPHS",
     "PRIOR",
     "SI_SAMPLER",
     "TOKENIZER_FILE",
+    "UTTERANCE_ENCODER",
     "WEIGHTS_FILE",
     "Graph",
     "Tensor",
@@ -58,6 +62,27 @@ CONTEXT_ENCODER = Graph(
     inputs=(
         Tensor("utterances", "int64", ("B", "U", "T")),
         Tensor("floor", "int64", ("B", "U")),
+        Tensor("topic", "int64", ("B",)),
+        Tensor("profile", "float32", ("B", 8)),
+    ),
+    outputs=(Tensor("c", "float32", ("B", "C")),),
+)
+
+#: With DIALOG_ENCODER the same function as CONTEXT_ENCODER, in two steps: each utterance is encoded
+#: by itself, so that a server can keep its vector. Rows of `ids` are padded by 0.
+UTTERANCE_ENCODER = Graph(
+    "utterance_encoder.onnx",
+    inputs=(Tensor("ids", "int64", ("N", "T")),),
+    outputs=(Tensor("vectors", "float32", ("N", "F")),),
+)
+
+#: Of `vectors` and `floor` the first `num_utterances` of a context count, at least 1.
+DIALOG_ENCODER = Graph(
+    "dialog_encoder.onnx",
+    inputs=(
+        Tensor("vectors", "float32", ("B", "U", "F")),
+        Tensor("floor", "int64", ("B", "U")),
+        Tensor("num_utterances", "int64", ("B",)),
         Tensor("topic", "int64", ("B",)),
         Tensor("profile", "float32", ("B", 8)),
     ),
@@ -110,6 +135,9 @@ DECODER = Graph(
 
 GRAPHS = (CONTEXT_ENCODER, PRIOR, SI_SAMPLER, DECODER)
 
+#: Where one is present, so is the other.
+OPTIONAL_GRAPHS = (UTTERANCE_ENCODER, DIALOG_ENCODER)
+
 #: Every file of a bundle but its manifest and those that only some bundles have.
 FILES = (
     TOKENIZER_FILE,
@@ -118,6 +146,6 @@ FILES = (
     MODEL_CARD_FILE,
 )
 
-#: Where it is present, `utterances` of context_encoder.onnx are ids of this tokenizer, padded by 0.
-#: A siserve that does not know the file refuses the bundle by name, so the format is still 1.
-OPTIONAL_FILES = (CONTEXT_TOKENIZER_FILE,)
+#: Where the tokenizer is present, utterances of a context are its ids, padded by 0.
+#: A siserve that does not know a file refuses the bundle by name, so the format is still 1.
+OPTIONAL_FILES = (CONTEXT_TOKENIZER_FILE, *(graph.file for graph in OPTIONAL_GRAPHS))

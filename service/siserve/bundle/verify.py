@@ -6,19 +6,22 @@ import hashlib
 import json
 import os
 import stat
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from siserve.bundle.errors import BundleError
 from siserve.bundle.manifest import FileEntry, Manifest, parse_manifest
-from siserve.bundle.onnx_facts import read_graph_facts
+from siserve.bundle.onnx_facts import GraphFacts, read_graph_facts
 from siserve.bundle.tensors import (
     CONTEXT_TOKENIZER_FILE,
+    DIALOG_ENCODER,
     FILES,
     GRAPHS,
     MANIFEST_FILE,
     OPTIONAL_FILES,
     TOKENIZER_FILE,
+    UTTERANCE_ENCODER,
     WEIGHTS_FILE,
     Graph,
     Tensor,
@@ -84,6 +87,10 @@ def open_bundle(path: Path) -> Bundle:
         _check_tokenizer(path, name)
     for graph in GRAPHS:
         _check_graph(path, graph, manifest)
+    if UTTERANCE_ENCODER.file in manifest.files:
+        found = _check_graph(path, UTTERANCE_ENCODER, manifest)
+        width = found.outputs["vectors"].axes[1]
+        _check_graph(path, DIALOG_ENCODER, manifest, width)
     return Bundle(path, manifest)
 
 
@@ -116,6 +123,9 @@ def _check_names(present: set[str], listed: set[str]) -> None:
         raise _off(MANIFEST_FILE, f"lists {name!r}, which is no file of format 1")
     for name in sorted(set(FILES) - listed):
         raise _off(MANIFEST_FILE, f"does not list {name}")
+    halves = {UTTERANCE_ENCODER.file, DIALOG_ENCODER.file} - listed
+    if len(halves) == 1:
+        raise _off(MANIFEST_FILE, f"does not list {halves.pop()}, the other half of an encoder")
     for name in sorted(present - listed):
         if Path(name).suffix in _PICKLE_SUFFIXES:
             raise _off(name, "may hold a pickle, which can run code; remove it", "")
@@ -156,9 +166,14 @@ def _check_tokenizer(path: Path, name: str) -> None:
         raise _off(name, "is no JSON object")
 
 
-def _check_graph(path: Path, graph: Graph, manifest: Manifest) -> None:
-    """Check the tensors and operators of a graph and that its weights lie in the bundle."""
-    files = manifest.files
+def _check_graph(
+    path: Path, graph: Graph, manifest: Manifest, width: int | str = "F"
+) -> GraphFacts:
+    """Check the tensors and operators of a graph and that its weights lie in the bundle.
+
+    `width` is F, which no manifest tells; a name stands for any size.
+    """
+    files, sizes = manifest.files, {**manifest.sizes.by_axis(), "F": width}
     if files[graph.file].bytes > MAX_GRAPH_BYTES:
         raise _off(graph.file, f"is larger than {MAX_GRAPH_BYTES} bytes")
     try:
@@ -174,7 +189,7 @@ def _check_graph(path: Path, graph: Graph, manifest: Manifest) -> None:
         if types != wanted:
             raise _off(graph.file, f"has {what} {types}, expected {wanted}")
         for tensor in expected:
-            _check_axes(graph.file, tensor, found[tensor.name].axes, manifest.sizes.by_axis())
+            _check_axes(graph.file, tensor, found[tensor.name].axes, sizes)
     foreign = sorted(facts.domains - _STANDARD_DOMAINS)
     if foreign:
         raise _off(graph.file, f"uses operators of {foreign[0]!r}, only standard ONNX is run")
@@ -183,10 +198,11 @@ def _check_graph(path: Path, graph: Graph, manifest: Manifest) -> None:
             raise _off(graph.file, f"takes weights from {data.location!r}, not {WEIGHTS_FILE}")
         if not 0 <= data.offset <= data.offset + data.length <= files[WEIGHTS_FILE].bytes:
             raise _off(graph.file, f"takes weights from beyond the end of {WEIGHTS_FILE}")
+    return facts
 
 
 def _check_axes(
-    file: str, tensor: Tensor, found: tuple[int | str, ...], sizes: dict[str, int]
+    file: str, tensor: Tensor, found: tuple[int | str, ...], sizes: Mapping[str, int | str]
 ) -> None:
     """Check the axes whose size the contract or the manifest fixes."""
     wanted = [sizes.get(axis, axis) if isinstance(axis, str) else axis for axis in tensor.axes]

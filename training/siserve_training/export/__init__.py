@@ -6,7 +6,7 @@ Nothing here imports torch; `run.py`, which opens a run folder, does and is impo
 from siserve_training.export.bundle import MakeReference, Release, export_bundle
 from siserve_training.export.errors import ExportError
 from siserve_training.export.model import TrainedModel
-from siserve_training.export.parity import PosteriorDraw, Reference
+from siserve_training.export.reference import PosteriorDraw, Reference
 
 __all__ = [
     "ExportError",

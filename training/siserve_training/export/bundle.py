@@ -27,7 +27,8 @@ from siserve_training.export.errors import ExportError
 from siserve_training.export.golden import make_golden
 from siserve_training.export.graph import place_weights
 from siserve_training.export.model import GraphSet, TrainedModel
-from siserve_training.export.parity import Reference, check_parity
+from siserve_training.export.parity import check_parity
+from siserve_training.export.reference import Reference
 from siserve_training.export.weights import (
     DType,
     FloatArray,

@@ -6,12 +6,17 @@ from collections.abc import Mapping
 from functools import partial
 
 import onnx
-from siserve.bundle.tensors import CONTEXT_ENCODER, Graph
+from siserve.bundle.tensors import CONTEXT_ENCODER, DIALOG_ENCODER, UTTERANCE_ENCODER, Graph
 
 from siserve_training.export.errors import ExportError
 from siserve_training.export.graph import GraphBuilder, Value
 from siserve_training.export.model import GraphSet, TrainedModel
-from siserve_training.export.recurrent import context_state, utterance_vectors
+from siserve_training.export.recurrent import (
+    Encode,
+    context_state,
+    dialog_state,
+    utterance_vectors,
+)
 from siserve_training.export.sentence import sentence_vectors
 from siserve_training.export.sizes import AxisSizes
 from siserve_training.export.weights import Parameters, WeightStore
@@ -31,18 +36,54 @@ def context_encoder_graph(
 ) -> onnx.ModelProto:
     """Emit context_encoder.onnx: c = [topic, profiles, context state], as far as they are known."""
     g, given = begin(weights, CONTEXT_ENCODER)
+    encode, utterances = _encoding(g, model, given["utterances"])
+    state = context_state(g, p, utterances, given["floor"], encode)
+    c = _condition(g, model, p, state, given)
+    return g.build(CONTEXT_ENCODER, {"c": c}, sizes.by_axis())
+
+
+def utterance_encoder_graph(
+    model: TrainedModel, weights: WeightStore, p: Parameters
+) -> onnx.ModelProto:
+    """Emit utterance_encoder.onnx: what the context encoder makes of each utterance."""
+    g, given = begin(weights, UTTERANCE_ENCODER)
+    encode, ids = _encoding(g, model, given["ids"])
+    return g.build(UTTERANCE_ENCODER, {"vectors": encode(g, p, ids)}, _width(p))
+
+
+def dialog_encoder_graph(
+    model: TrainedModel, weights: WeightStore, p: Parameters, sizes: AxisSizes
+) -> onnx.ModelProto:
+    """Emit dialog_encoder.onnx: what the context encoder makes of vectors of utterances."""
+    g, given = begin(weights, DIALOG_ENCODER)
+    state = dialog_state(g, p, given["vectors"], given["floor"], given["num_utterances"])
+    c = _condition(g, model, p, state, given)
+    return g.build(DIALOG_ENCODER, {"c": c}, {**sizes.by_axis(), **_width(p)})
+
+
+def _encoding(g: GraphBuilder, model: TrainedModel, ids: Value) -> tuple[Encode, Value]:
+    """Return what encodes utterances of contexts, and the part of their ids that it is told."""
     if model.sentence is None:
-        encode, utterances = utterance_vectors, told_utterances(g, model, given["utterances"])
-    else:
-        encode, utterances = partial(sentence_vectors, shape=model.sentence), given["utterances"]
-    parts = [context_state(g, p, utterances, given["floor"], encode)]
+        return utterance_vectors, told_utterances(g, model, ids)
+    return partial(sentence_vectors, shape=model.sentence), ids
+
+
+def _condition(
+    g: GraphBuilder, model: TrainedModel, p: Parameters, state: Value, given: dict[str, Value]
+) -> Value:
+    """Emit c from the context's state, (B, C)."""
+    parts = [state]
     if model.features.profile:
         parts.insert(0, given["profile"])
     if model.features.topics:
         table = p["topic_embedding.weight"]
         parts.insert(0, g.rows_of("topic_embedding.weight", table, given["topic"]))
-    c = parts[0] if len(parts) == 1 else g.op("Concat", *parts, axis=1)  # (B, C)
-    return g.build(CONTEXT_ENCODER, {"c": c}, sizes.by_axis())
+    return parts[0] if len(parts) == 1 else g.op("Concat", *parts, axis=1)  # (B, C)
+
+
+def _width(p: Parameters) -> dict[str, int]:
+    """Return F by its axis: the context's GRU takes a vector and two flags of the floor."""
+    return {"F": p.shape("context_encoder.gru.weight_ih_l0")[1] - 2}
 
 
 def told_utterances(g: GraphBuilder, model: TrainedModel, ids: Value) -> Value:
@@ -83,6 +124,8 @@ def finished(
 ) -> GraphSet:
     """Put the context encoder beside a model's own graphs and check that every weight is used.
 
+    It is emitted whole and in its two steps.
+
     Args:
         model: what is exported.
         weights: the store that all graphs share.
@@ -96,8 +139,12 @@ def finished(
     """
     built = {graph.file: made for graph, made in own.items()}
     if CONTEXT_ENCODER.file not in built:
-        encoder = context_encoder_graph(model, weights, p, sizes)
-        built = {CONTEXT_ENCODER.file: encoder, **built}
+        built = {
+            CONTEXT_ENCODER.file: context_encoder_graph(model, weights, p, sizes),
+            UTTERANCE_ENCODER.file: utterance_encoder_graph(model, weights, p),
+            DIALOG_ENCODER.file: dialog_encoder_graph(model, weights, p, sizes),
+            **built,
+        }
     unused = [name for name in p.unused() if not name.startswith(training_only)]
     if unused:
         raise ExportError(

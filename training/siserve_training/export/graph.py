@@ -27,7 +27,7 @@ Branch = Callable[["GraphBuilder"], Value]
 #: An optional input or output of an operator that is left out.
 ABSENT = Value("")
 #: Axes whose size is known only when a graph runs; all others are sizes of the model.
-DYNAMIC_AXES = ("B", "U", "T", "R", "K", "A1")
+DYNAMIC_AXES = ("B", "U", "N", "T", "R", "K", "A1")
 
 _OPSET = 18
 _IR_VERSION = 8
@@ -164,7 +164,7 @@ class GraphBuilder:
         Args:
             graph: the tensors that the bundle's contract asks for.
             outputs: the value of each of its outputs.
-            sizes: sizes of the model by axis name (C, D, E, H, P).
+            sizes: sizes of the model by axis name (C, D, E, F, H, P), those that it has.
         """
         for tensor in graph.outputs:
             node = helper.make_node("Identity", [outputs[tensor.name]], [tensor.name])

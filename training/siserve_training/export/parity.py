@@ -9,25 +9,33 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 from siserve.bundle.manifest import Sizes, Tokens
-from siserve.bundle.tensors import CONTEXT_ENCODER, DECODER, PRIOR, SI_SAMPLER, Graph
+from siserve.bundle.tensors import (
+    CONTEXT_ENCODER,
+    DECODER,
+    DIALOG_ENCODER,
+    GRAPHS,
+    OPTIONAL_GRAPHS,
+    PRIOR,
+    SI_SAMPLER,
+    UTTERANCE_ENCODER,
+    Graph,
+)
 
 from siserve_training.export.errors import ExportError
 from siserve_training.export.random_inputs import RandomInputs
+from siserve_training.export.reference import Reference, greedy, log_softmax
 from siserve_training.export.weights import FloatArray
 
 __all__ = [
     "TOLERANCE",
     "Parity",
-    "PosteriorDraw",
-    "Reference",
     "check_parity",
-    "greedy",
     "open_graph",
 ]
 
@@ -39,41 +47,6 @@ Ids = NDArray[np.int64]
 _SHAPES = ((1, 1, 3, 1, 0, False), (3, 9, 7, 5, 4, True), (4, 2, 40, 7, 30, True))
 _GREEDY_STEPS = 40
 _CHUNK = 8
-
-
-@dataclass(frozen=True)
-class PosteriorDraw:
-    """A latent of q(z|x,c) and its log densities in nats: (R, D), (R,), (R,).
-
-    A method without densities has NaN throughout in both.
-    """
-
-    z: FloatArray
-    log_q_z: FloatArray
-    log_p_z: FloatArray
-
-
-class Reference(Protocol):
-    """The model that the graphs must agree with; arrays in, arrays out, shapes as in the graphs."""
-
-    def encode_context(
-        self, utterances: Ids, floor: Ids, topic: Ids, profile: FloatArray
-    ) -> FloatArray:
-        """Return c, (B, C)."""
-
-    def prior(self, c: FloatArray, eps_z: FloatArray) -> FloatArray:
-        """Return z drawn from p(z|c), (R, D), by noise (R, P)."""
-
-    def posterior(
-        self, c: FloatArray, response: Ids, eps_lam: FloatArray, eps_z: FloatArray
-    ) -> PosteriorDraw:
-        """Draw from q(z|x,c) through the first row of eps_lam."""
-
-    def first_state(self, c: FloatArray, z: FloatArray) -> FloatArray:
-        """Return the decoder's state before ``<s>``, (R, H)."""
-
-    def step(self, token: Ids, state: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """Take one token a row; return logits (R, V) and the next state (R, H)."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +84,7 @@ def check_parity(
     """Run the graphs of a folder against a model on random inputs of several shapes.
 
     Args:
-        folder: holds the four graphs and weights.safetensors.
+        folder: holds the four graphs, those that a bundle may have, and weights.safetensors.
         reference: the model, with its weights rounded as they were stored.
         tokens: ids of the special tokens.
         sizes: sizes of the model.
@@ -130,27 +103,6 @@ def check_parity(
     return Parity(check.differences, check.num_greedy_tokens)
 
 
-def greedy(
-    reference: Reference, tokens: Tokens, c: FloatArray, z: FloatArray, num_steps: int
-) -> tuple[Ids, FloatArray, FloatArray]:
-    """Decode a model greedily: tokens and log-probs, (K, R) each, and the last states, (R, H)."""
-    state, last = reference.first_state(c, z), np.full(len(z), tokens.start)
-    chosen, log_probs = [], []
-    for _ in range(num_steps):
-        logits, following = reference.step(last, state)
-        allowed = logits.copy()
-        allowed[:, [tokens.pad, tokens.unk, tokens.start, tokens.dialog_start]] = -np.inf
-        allowed[last == tokens.start, tokens.end] = -np.inf
-        ended = last == tokens.end
-        token = np.where(ended, tokens.end, allowed.argmax(1))
-        log_prob = _log_softmax(logits)[np.arange(len(token)), token]
-        state = np.where(ended[:, None], state, following)
-        chosen.append(token)
-        log_probs.append(np.where(ended, 0, log_prob))
-        last = token
-    return np.stack(chosen), np.stack(log_probs), state
-
-
 class _Check:
     """One run of the comparison; `differences` fills up as it goes."""
 
@@ -164,7 +116,8 @@ class _Check:
     ) -> None:
         self._sessions = {
             graph.file: open_graph(folder / graph.file)
-            for graph in (CONTEXT_ENCODER, PRIOR, SI_SAMPLER, DECODER)
+            for graph in (*GRAPHS, *OPTIONAL_GRAPHS)
+            if graph in GRAPHS or (folder / graph.file).exists()
         }
         self._reference = reference
         self._tokens = tokens
@@ -185,7 +138,27 @@ class _Check:
     def _compare_context(self, contexts: int, window: int, length: int, known: bool) -> FloatArray:
         inputs = self._random.contexts(contexts, window, length, known)
         c: FloatArray = self._run(CONTEXT_ENCODER, inputs)[0]
-        self._differ("c", c, self._reference.encode_context(**inputs))
+        expected = self._reference.encode_context(**inputs)
+        self._differ("c", c, expected)
+        if DIALOG_ENCODER.file in self._sessions:
+            self._differ("c in two steps", self._encode_in_steps(**inputs), expected)
+        return c
+
+    def _encode_in_steps(
+        self, utterances: Ids, floor: Ids, topic: Ids, profile: FloatArray
+    ) -> FloatArray:
+        is_real = utterances.any(axis=2)  # (B, U)
+        vectors: FloatArray = self._run(UTTERANCE_ENCODER, {"ids": utterances[is_real]})[0]
+        placed = np.full((*is_real.shape, vectors.shape[1]), 9.0, np.float32)  # ignored elsewhere
+        placed[is_real] = vectors
+        inputs = {
+            "vectors": placed,
+            "floor": floor,
+            "num_utterances": is_real.sum(1),
+            "topic": topic,
+            "profile": profile,
+        }
+        c: FloatArray = self._run(DIALOG_ENCODER, inputs)[0]
         return c
 
     def _compare_latents(self, c: FloatArray, length: int, aux: int) -> FloatArray:
@@ -234,7 +207,7 @@ class _Check:
             logits, following = self._reference.step(last, state)
             ended = last == self._tokens.end
             target = np.where(ended, self._tokens.end, token)
-            log_prob = _log_softmax(logits)[np.arange(len(z)), target]
+            log_prob = log_softmax(logits)[np.arange(len(z)), target]
             expected.append(np.where(ended, 0, log_prob))
             state, last = np.where(ended[:, None], state, following), target
         got = self._decode(c, z, np.zeros_like(state), words[0], words[1:])
@@ -277,9 +250,3 @@ class _Check:
         """Compare log densities; a method that has none says NaN throughout, on both sides."""
         has_none = np.isnan(got).all() and np.isnan(expected).all()
         self._differ(name, *((np.zeros_like(a) if has_none else a) for a in (got, expected)))
-
-
-def _log_softmax(logits: FloatArray) -> FloatArray:
-    shifted: FloatArray = logits - logits.max(1, keepdims=True)
-    log_softmax: FloatArray = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
-    return log_softmax

@@ -18,6 +18,7 @@ __all__ = [
     "Encode",
     "context_state",
     "count_real",
+    "dialog_state",
     "gru_last_state",
     "gru_step",
     "utterance_vectors",
@@ -104,11 +105,22 @@ def context_state(
     vectors = encode(g, p, ids)  # (B*U, F)
     shape = g.op("Concat", batch_and_window, g.integers(-1), axis=0)
     vectors = g.op("Reshape", vectors, shape)  # (B, U, F)
+    used = g.reduce("ReduceMax", utterances, 2)  # (B, U), 0 for an utterance of padding
+    return dialog_state(g, p, vectors, floor, count_real(g, used))
+
+
+def dialog_state(
+    g: GraphBuilder, p: Parameters, vectors: Value, floor: Value, num_utterances: Value
+) -> Value:
+    """Run the GRU over utterances that are encoded, (B, U, F), and their floors, (B, U).
+
+    Returns:
+        State after the last of a context's first `num_utterances`, (B,), at least 1; (B, H).
+    """
     spoke = g.unsqueeze(g.cast(g.op("Equal", floor, g.integer(1)), "float32"), 2)  # (B, U, 1)
     steps = g.op("Concat", vectors, g.op("Sub", g.real(1.0), spoke), spoke, axis=2)  # (B, U, F+2)
     by_time = g.op("Transpose", steps, perm=[1, 0, 2])  # (U, B, F+2)
-    used = g.reduce("ReduceMax", utterances, 2)  # (B, U), 0 for an utterance of padding
-    lengths = g.op("Max", count_real(g, used), g.integers(1))
+    lengths = g.op("Max", num_utterances, g.integers(1))
     return gru_last_state(g, p, "context_encoder.gru", by_time, lengths)
 
 

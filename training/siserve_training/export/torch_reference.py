@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from siserve_training.export.parity import PosteriorDraw
+from siserve_training.export.reference import PosteriorDraw
 from siserve_training.export.weights import FloatArray
 from siserve_training.models.dialog_model import DialogModel
 from siserve_training.models.draws import Encoded, Noise
