@@ -23,6 +23,7 @@ _CLIENT = {
     "models": "list, load and roll back the models of a server",
     "top": "watch a running server",
 }
+_BENCH = {"bench": "measure the decoder, a server under load, training"}
 _TRAINING = {
     "train": "train a model on a corpus",
     "evaluate": "measure a trained model",
@@ -67,9 +68,11 @@ def run(arguments: Sequence[str]) -> int:
         return _run_room("siserve.serving.cli", arguments)
     if command in _CLIENT:
         return _run_room("siserve.client.cli", arguments)
+    if command in _BENCH:
+        return _run_room("siserve.bench.cli", arguments)
     if command in _TRAINING:
         return _run_training(arguments)
-    known = [*_SERVING, *_CLIENT, *_TRAINING]
+    known = [*_SERVING, *_CLIENT, *_BENCH, *_TRAINING]
     close = difflib.get_close_matches(command, known, 1)
     guess = f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(known)}"
     print(f"siserve: {command!r} is no command; {guess}", file=sys.stderr)
@@ -114,6 +117,7 @@ def _help() -> str:
     for title, commands in (
         ("serve", _SERVING),
         ("ask", _CLIENT),
+        ("measure", _BENCH),
         ("train (needs siserve[train])", _TRAINING),
     ):
         lines += [f"{title}:", *(f"  {name:11} {what}" for name, what in commands.items()), ""]

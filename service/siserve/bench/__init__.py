@@ -1,0 +1,1 @@
+"""Measurements that users can repeat: the decoder, the engine, a server under load, training."""

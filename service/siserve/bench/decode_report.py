@@ -1,0 +1,81 @@
+"""`siserve bench decode`: what is measured, as one object and as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+__all__ = ["render_facts", "render_steps", "show"]
+
+HOW = """
+A step is one token of every row. Ours runs the engine's graph in the engine's chunks, each row at
+temperature 1; a row that ended goes on, because the graph does the same work for it. PyTorch is
+eager, with the bundle's weights: one response after the other, or the rows as one batch, both by
+multinomial (x one, x batch: its time over ours); greedy is information. The floor is the larger of
+weight bytes over read bandwidth and operations over onnxruntime's best rate, both measured in the
+same round. Each variant has a process of its own; rounds visit them forwards and backwards in turn;
+ratios are taken within a round; figures are medians over rounds.
+"""
+
+
+def show(console: Console, result: Mapping[str, Any]) -> None:
+    """Print a result as people read it."""
+    console.print(render_facts(result["facts"], result["model"]))
+    console.print(Text(" ".join(HOW.split()), style="dim"))
+    if result["steps"]:
+        console.print(render_steps(result["steps"]))
+    for why in result["left_out"]:
+        console.print(Text(f"left out: {why}", style="yellow"))
+
+
+def render_facts(facts: Mapping[str, Any], model: Mapping[str, Any]) -> RenderableType:
+    """Tell the machine, the versions, the model and the time in a few lines."""
+    versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
+    return Group(
+        Text(f"{model['name']} ({model['method']})", style="bold"),
+        Text(f"{facts['cpu']}, {facts['cores']} cores, {' '.join(facts['flags'])}"),
+        Text(f"{facts['system']}, Python {facts['python']}, {versions}, {facts['date']}"),
+    )
+
+
+def render_steps(records: Sequence[Mapping[str, Any]]) -> RenderableType:
+    """Make the table of steps."""
+    table = plain_table(
+        ["rows", "threads", "precision"],
+        ["ms/step", "resp/s", "x one", "x batch", "x greedy", "floor ms", "x floor"],
+    )
+    for each in records:
+        table.add_row(
+            str(each["rows"]),
+            str(each["threads"]),
+            each["precision"],
+            number(each["ms_per_step"], 3),
+            number(each["responses_per_s"], 0),
+            *(
+                number(each[f"ratio_to_{way}"], 1)
+                for way in ("one_at_a_time", "batched", "batched_greedy")
+            ),
+            number(each["floor_ms"], 3),
+            number(each["times_the_floor"], 2),
+        )
+    return table
+
+
+def plain_table(names: Sequence[str], figures: Sequence[str]) -> Table:
+    """Make a table that fits a narrow terminal: columns of names, then of figures."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for name in names:
+        table.add_column(name, no_wrap=True)
+    for name in figures:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
+
+
+def number(value: float | None, digits: int) -> str:
+    """Write a number, or a dash where there is none."""
+    return "-" if value is None else f"{value:.{digits}f}"

@@ -1,0 +1,121 @@
+"""Decode a fixed number of steps through the graph that the engine runs, in the engine's chunks.
+
+Rows are free: each takes the token that it draws at temperature 1. A row that ended within a chunk
+goes on after it with some word, because the graph does the same work for an ended row and the
+figure is the time of a fixed number of steps. The contexts' encoding is not timed.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from siserve.bench.roofline import StepWork
+from siserve.bundle.errors import UsageError
+from siserve.bundle.manifest import Manifest
+from siserve.bundle.tensors import WEIGHTS_FILE
+from siserve.bundle.verify import Bundle
+from siserve.serving import noise
+from siserve.serving.engine import EngineOptions
+from siserve.serving.sessions import AnyArray, Sessions
+
+__all__ = ["Decoding", "step_work"]
+
+_SEED = 7
+_TURNS, _TURN_TOKENS = 5, 12
+
+
+class Decoding:
+    """R rows that are decoded again and again.
+
+    Args:
+        sessions: of a bundle.
+        manifest: of the same bundle.
+        rows: R.
+    """
+
+    def __init__(self, sessions: Sessions, manifest: Manifest, rows: int) -> None:
+        """Encode one context and draw a latent for each row."""
+        self._decoder = sessions.decoder
+        self._end = manifest.tokens.end
+        special = set(manifest.tokens.model_dump().values())
+        self._word = next(id_ for id_ in range(manifest.sizes.vocabulary) if id_ not in special)
+        self._chunk_steps = EngineOptions().chunk_steps
+        self._rows = np.arange(rows)
+        c = np.repeat(_encode(sessions, manifest, self._word), rows, axis=0)  # (R, C)
+        eps_z = noise.normals(_SEED, self._rows, manifest.sizes.prior_noise)
+        (z,) = sessions.prior.run({"c": c, "eps_z": eps_z})
+        self._state = np.zeros((rows, manifest.sizes.state), dtype=np.float32)
+        self._first = np.full(rows, manifest.tokens.start)
+        self._given: dict[str, AnyArray] = {
+            "c": c,
+            "z": z,
+            "temperature": np.ones(rows, dtype=np.float32),
+            "top_k": np.zeros(rows, dtype=np.int64),
+            "top_p": np.ones(rows, dtype=np.float32),
+        }
+
+    def seconds(self, steps: int) -> float:
+        """Decode as many steps of every row and time it."""
+        token, state = self._first, self._state
+        started = time.perf_counter()
+        for first in range(0, steps, self._chunk_steps):
+            size = min(self._chunk_steps, steps - first)
+            tokens, _, state = self._decoder.run(self._inputs(token, state, first, size))
+            token = np.where(tokens[-1] == self._end, self._word, tokens[-1])
+        return time.perf_counter() - started
+
+    def _inputs(
+        self, token: NDArray[np.int64], state: AnyArray, first: int, size: int
+    ) -> Mapping[str, AnyArray]:
+        return {
+            **self._given,
+            "token": token,
+            "state": state,
+            "uniform": noise.uniforms(_SEED, self._rows, first, size),
+            "forced": np.full((size, len(self._rows)), -1),
+        }
+
+
+def step_work(bundle: Bundle) -> StepWork:
+    """Count the weights that a step of a bundle's decoder multiplies.
+
+    They are the products of its recurrent layer and of its output layer, by their names in the
+    weights file; what makes the first state is needed once a response.
+
+    Raises:
+        UsageError: if the file names no such weights.
+    """
+    with bundle.file(WEIGHTS_FILE).open("rb") as stream:
+        size = int.from_bytes(stream.read(8), "little")
+        header: dict[str, Any] = json.loads(stream.read(size))
+    counts = [
+        math.prod(told["shape"])
+        for name, told in header.items()
+        if name.startswith("decoder.") and "kernel" in name and ".init." not in name
+        if told["dtype"] in ("F16", "F32")  # int8 copies of the same weights do not count again
+    ]
+    if not counts:
+        raise UsageError(f"{WEIGHTS_FILE} of {bundle.path} names no weights of a decoder")
+    return StepWork(sum(counts))
+
+
+def _encode(sessions: Sessions, manifest: Manifest, word: int) -> AnyArray:
+    """Encode a context of five turns, which are all one word: their encoding takes no time here."""
+    utterances = np.full((1, _TURNS, _TURN_TOKENS), word)
+    utterances[:, :, 0], utterances[:, :, -1] = manifest.tokens.start, manifest.tokens.end
+    (c,) = sessions.context_encoder.run(
+        {
+            "utterances": utterances,
+            "floor": np.arange(_TURNS)[None, :] % 2,
+            "topic": np.zeros(1, dtype=np.int64),
+            "profile": np.zeros((1, 8), dtype=np.float32),
+        }
+    )
+    return c

@@ -1,0 +1,1 @@
+"""The ways of research code, against which ours are measured."""
