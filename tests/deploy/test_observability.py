@@ -196,8 +196,17 @@ def test_every_panel_has_numbers_once_prometheus_scrapes_a_server(shown, tmp_pat
                 time.sleep(0.5)
                 missing = {n: q for n, q in missing.items() if not has_numbers(port, q)}
             assert missing == {}
+            assert drawn(f"http://127.0.0.1:{port}", tmp_path / "board.png") == ""
+            assert (tmp_path / "board.png").stat().st_size > 50_000
         finally:
             prometheus.kill()
+
+
+def drawn(prometheus: str, out: Path) -> str:
+    """Draw the last seconds of the dashboard; return what the drawing complains of."""
+    command = [sys.executable, str(DEPLOY / "draw_dashboard.py"), f"--prometheus={prometheus}"]
+    command += ["--minutes=0.3", "--rate-seconds=10", f"--out={out}"]
+    return subprocess.run(command, capture_output=True, text=True).stderr
 
 
 def has_numbers(port: int, query: str) -> bool:
