@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 from collections.abc import Sequence
+from contextlib import ExitStack
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -42,6 +45,12 @@ class _Device(StrEnum):
     AUTO = "auto"
     CUDA = "cuda"
     CPU = "cpu"
+
+
+class _Dialogs(StrEnum):
+    NEW = "new"
+    GROWING = "growing"
+    SAME = "same"
 
 
 @_app.callback()
@@ -100,6 +109,105 @@ def decode(
         "left_out": left_out,
     }
     _print(result, as_json, show)
+
+
+@_bench.command()
+def serve(
+    address: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="A running server; or give --start.")
+    ] = "",
+    start: Annotated[
+        bool, typer.Option("--start", help="Start a server, on free ports, and stop it.")
+    ] = False,
+    model: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", exists=True, file_okay=False, help="With --start: a bundle."),
+    ] = None,
+    server: Annotated[
+        str, typer.Option(metavar="OPTIONS", help="With --start: more options of siserve serve.")
+    ] = "",
+    clients: Annotated[str, typer.Option(help="Closed loop: numbers of clients.")] = "1,4,16",
+    rate: Annotated[str, typer.Option(help="Open loop: arrivals a second, as in 50,100.")] = "",
+    n: Annotated[int, typer.Option("-n", "--n", min=1, help="Responses of a request.")] = 5,
+    turns: Annotated[int, typer.Option(min=1, help="Of a context.")] = 5,
+    dialogs: Annotated[
+        _Dialogs, typer.Option(help="Contexts: all new, growing by a turn each, or one.")
+    ] = _Dialogs.NEW,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Of each load.")] = 10.0,
+    deadline_ms: Annotated[float, typer.Option(min=1, help="Answers within it are good.")] = 100.0,
+    rounds: Annotated[int, typer.Option(min=1, help="Each visits every load once.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="Of arrivals and contexts.")] = 0,
+    key: Annotated[str, typer.Option(envvar="SISERVE_KEY", help="API key.")] = "",
+    tls_ca: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Encrypt; trust these authorities.")
+    ] = None,
+    as_json: _Json = False,
+) -> None:
+    """Load a server over gRPC: rates, latencies, errors, at given clients or arrival rates.
+
+    Contexts are spliced from the server's own replies. The generator shares the machine with a
+    local server; its share of a core is told.
+
+    Example: siserve bench serve --start --server "--threads 1" --clients 1,16 --dialogs growing
+    """
+    levels = _levels(clients, rate)
+    if bool(address) == start:
+        raise UsageError("give either --address HOST:PORT or --start")
+    if not start and (model or server):
+        raise UsageError("--model and --server are for a server of --start")
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    from siserve.bench.machine import machine_facts
+    from siserve.bench.processes import listener
+    from siserve.bench.serve_report import show_serve
+    from siserve.bench.served import ServedProcess
+    from siserve.bench.serving_load import Level, LoadPlan, measure_load
+    from siserve.client.credentials import Credentials
+
+    asked = [Level(clients=count) for count in levels[0]] + [Level(rate=r) for r in levels[1]]
+    plan = LoadPlan(asked, n, turns, dialogs.value, seconds, deadline_ms / 1e3, rounds, seed)
+    options = [*(["--model", str(model)] if model else []), *shlex.split(server)]
+    with _errors().status("starting") as status, ExitStack() as stack:
+        started = stack.enter_context(ServedProcess(options)) if start else None
+        where = started.address if started else address
+        pid = started.pid if started else listener(address)
+        served, records = measure_load(
+            where, plan, Credentials(key, tls_ca=tls_ca), pid, status.update
+        )
+    result = {
+        "command": "bench serve",
+        "facts": machine_facts(),
+        "model": served,
+        "options": {
+            "server": f"siserve serve {shlex.join(options)}" if start else address,
+            "n": n,
+            "turns": turns,
+            "dialogs": dialogs.value,
+            "seconds": seconds,
+            "deadline_ms": deadline_ms,
+            "rounds": rounds,
+            "seed": seed,
+        },
+        "loads": records,
+    }
+    _print(result, as_json, show_serve)
+
+
+def _levels(clients: str, rate: str) -> tuple[list[int], list[float]]:
+    """Read both kinds of load.
+
+    Raises:
+        UsageError: if one is odd, or if there is none.
+    """
+    counts = _numbers("--clients", clients) if clients else []
+    try:
+        rates = [float(part) for part in rate.split(",")] if rate else []
+    except ValueError:
+        rates = [0.0]
+    if not all(0 < each < 1e6 for each in rates):
+        raise UsageError(f"--rate must be arrivals a second as in 50,100, got {rate!r}")
+    if not counts and not rates:
+        raise UsageError("no load; give --clients or --rate")
+    return counts, rates
 
 
 def _print(result: dict[str, Any], as_json: bool, show: Any) -> None:

@@ -1,0 +1,215 @@
+"""Measure a server at several loads, in turns."""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from siserve.bench.channels import Channels
+from siserve.bench.load import Outcome, arrivals, closed_loop, open_loop
+from siserve.bench.processes import cpu_seconds
+from siserve.bench.rounds import alternating, percentile
+from siserve.bench.talk import Dialogs, Kind, Talk
+from siserve.client.credentials import Credentials
+from siserve.v1 import dialog_pb2
+
+__all__ = ["Level", "LoadPlan", "measure_load", "merge", "summarise"]
+
+_Result = TypeVar("_Result")
+
+_REPLIES = 400
+_TIMEOUT_SECONDS = 10.0
+_WARM_SECONDS = 1.0
+#: Dialogs that grow at the same time where arrivals are on their own.
+_OPEN_DIALOGS = 64
+_MOST_CHANNELS = 16
+
+
+@dataclass(frozen=True)
+class Level:
+    """One load: clients that wait for their answers, or arrivals a second if `clients` is 0."""
+
+    clients: int = 0
+    rate: float = 0.0
+
+
+@dataclass(frozen=True)
+class LoadPlan:
+    """What is measured.
+
+    Attributes:
+        levels: each is visited once a round.
+        n: responses of a request.
+        turns: of a context.
+        dialogs: what contexts are like.
+        seconds: of one load.
+        deadline_s: an answer within it is good.
+    """
+
+    levels: Sequence[Level]
+    n: int
+    turns: int
+    dialogs: Kind
+    seconds: float
+    deadline_s: float
+    rounds: int
+    seed: int
+
+
+def measure_load(
+    address: str,
+    plan: LoadPlan,
+    credentials: Credentials,
+    pid: int | None,
+    say: Callable[[str], None],
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Load a server.
+
+    Args:
+        address: HOST:PORT.
+        plan: what and how long.
+        credentials: of the connections.
+        pid: of the server if its processor time can be read; its descendants count too.
+        say: told what is going on.
+
+    Returns:
+        The model and the contexts, and a record of each level.
+
+    Raises:
+        SiserveError: if the server does not answer.
+    """
+    return _run(_measure(address, plan, credentials, pid, say))
+
+
+async def _measure(
+    address: str,
+    plan: LoadPlan,
+    credentials: Credentials,
+    pid: int | None,
+    say: Callable[[str], None],
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    most = max((level.clients or _MOST_CHANNELS) for level in plan.levels)
+    channels = Channels(address, min(most, _MOST_CHANNELS), _TIMEOUT_SECONDS, credentials)
+    async with channels:
+        say(f"asking {address} for words")
+        model = await channels.get_model()
+        talk = Talk(await channels.replies(_REPLIES), plan.seed)
+        found: defaultdict[Level, list[dict[str, Any]]] = defaultdict(list)
+        for number, level in alternating(plan.levels, plan.rounds):
+            say(f"{_name(level)}, round {number + 1} of {plan.rounds}")
+            found[level].append(await _visit(channels, talk, level, plan, pid, number))
+    told = {
+        "name": f"{model.name}@{model.version}",
+        "sha256": model.sha256,
+        "method": model.method,
+        "device": model.device,
+        "context": {"turns": plan.turns, "words_per_turn": talk.words_per_utterance},
+    }
+    return told, [merge(found[level]) for level in plan.levels]
+
+
+async def _visit(
+    channels: Channels, talk: Talk, level: Level, plan: LoadPlan, pid: int | None, number: int
+) -> dict[str, Any]:
+    """Load the server at one level, after a second that does not count."""
+    dialogs = Dialogs(talk, plan.dialogs, plan.turns, plan.n, level.clients or _OPEN_DIALOGS)
+    warm = await _load(channels, dialogs, level, _WARM_SECONDS, seed=-1)
+    dialogs.prepare(round(1.3 * warm.finished / _WARM_SECONDS * plan.seconds) + 100)
+    before = cpu_seconds(pid) if pid else None
+    outcome = await _load(channels, dialogs, level, plan.seconds, plan.seed + number)
+    after = cpu_seconds(pid) if pid else None
+    used = after - before if after is not None and before is not None else None
+    return summarise(level, outcome, plan.deadline_s, used)
+
+
+async def _load(
+    channels: Channels, dialogs: Dialogs, level: Level, seconds: float, seed: int
+) -> Outcome:
+    if level.clients:
+        return await closed_loop(channels.send, dialogs.take, level.clients, seconds)
+    times = arrivals(level.rate, seconds, seed)
+    return await open_loop(channels.send, dialogs.take, times, seconds)
+
+
+def summarise(
+    level: Level, outcome: Outcome, deadline_s: float, server_cpu: float | None
+) -> dict[str, Any]:
+    """Make a record of what happened.
+
+    Args:
+        level: the load.
+        outcome: what became of its requests.
+        deadline_s: an answer within it is good.
+        server_cpu: processor time of the server, in seconds; None = unknown.
+    """
+    told = [dialog_pb2.GenerateResponsesResponse.FromString(reply) for reply in outcome.replies]
+    ordered = sorted(outcome.latencies)
+    good = sum(latency <= deadline_s for latency in ordered)
+    responses = [response for reply in told for response in reply.responses]
+    cuts = sum(each.finish_reason == dialog_pb2.FINISH_REASON_LENGTH for each in responses)
+    finished = outcome.finished or None
+    return {
+        "loop": "closed" if level.clients else "open",
+        "clients": level.clients or None,
+        "rate": level.rate or None,
+        "seconds": outcome.seconds,
+        "answered": len(ordered),
+        "errors": {code: n for code, n in sorted(outcome.codes.items()) if code != "OK"},
+        "requests_per_s": len(ordered) / outcome.seconds,
+        "goodput_per_s": good / outcome.seconds,
+        "responses_per_s": len(responses) / outcome.seconds,
+        **{
+            f"p{100 * share:.0f}_ms": 1e3 * percentile(ordered, share) if ordered else None
+            for share in (0.5, 0.95, 0.99)
+        },
+        "mean_ms": _mean([1e3 * latency for latency in ordered]),
+        "queue_ms": _mean([1e3 * reply.timings.queue_seconds for reply in told]),
+        "encode_ms": _mean([1e3 * reply.timings.encode_seconds for reply in told]),
+        "decode_ms": _mean([1e3 * reply.timings.decode_seconds for reply in told]),
+        "response_tokens": _mean([float(each.num_tokens) for each in responses]),
+        "cut_share": cuts / len(responses) if responses else None,
+        "server_cpu_ms_per_request": finished and server_cpu and 1e3 * server_cpu / finished,
+        "generator_cpu_share": outcome.generator_cpu / outcome.seconds,
+        "sent_late_p99_ms": 1e3 * percentile(sorted(outcome.late), 0.99) if outcome.late else None,
+    }
+
+
+def merge(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Join the rounds of one level: medians of figures, sums of counts.
+
+    The figures of each round are kept.
+    """
+    merged: dict[str, Any] = {}
+    for name, first in records[0].items():
+        values = [record[name] for record in records]
+        if name == "errors":
+            codes = {code for value in values for code in value}
+            merged[name] = {code: sum(v.get(code, 0) for v in values) for code in sorted(codes)}
+        elif name == "answered":
+            merged[name] = sum(values)
+        elif name == "loop" or any(value is None for value in values):
+            merged[name] = first
+        else:
+            merged[name] = statistics.median(values)
+    return {**merged, "rounds": list(records)}
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return statistics.fmean(values) if values else None
+
+
+def _name(level: Level) -> str:
+    return f"{level.clients} clients" if level.clients else f"{level.rate:g} arrivals a second"
+
+
+def _run(measurement: Coroutine[Any, Any, _Result]) -> _Result:
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.run(measurement)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(measurement)
