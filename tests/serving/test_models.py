@@ -1,7 +1,10 @@
 """Models while the server runs: swapped without a gap, refused when bad, rolled back."""
 
+import errno
 import json
+import os
 import shutil
+import tempfile
 import threading
 import time
 import urllib.error
@@ -13,7 +16,7 @@ import grpc
 import pytest
 from bundle_factory import tiny_bundle
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from siserve.bundle import open_bundle
+from siserve.bundle import BundleError, open_bundle
 from siserve.client import Client, ClientError, Credentials
 from siserve.serving.keys import add_key
 
@@ -253,3 +256,21 @@ def test_an_engine_that_stands_still_with_work_says_so(sessions, manifest, bundl
     result.result(10)
     wait_for(lambda: engine.stalled_seconds == 0)
     engine.stop()
+
+
+@pytest.mark.parametrize(("number", "step"), [(errno.EROFS, "mkdtemp"), (errno.ENOSPC, "copy2")])
+def test_a_disk_that_takes_no_copy_refuses_the_bundle_and_says_why(
+    bundle, monkeypatch, number, step
+):
+    from siserve.serving import library
+
+    def fails(*arguments: object, **options: object) -> None:
+        raise OSError(number, os.strerror(number), "/somewhere/else")
+
+    if step == "mkdtemp":
+        monkeypatch.setattr(tempfile, step, fails)
+    else:  # copytree's default was bound when shutil was read
+        monkeypatch.setattr(shutil.copytree, "__defaults__", (False, None, fails, False, False))
+    with pytest.raises(BundleError, match=os.strerror(number)) as refused:
+        library._load_copy(lambda path: pytest.fail("loaded"), bundle)
+    assert "/" not in str(refused.value)

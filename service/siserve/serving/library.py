@@ -181,14 +181,28 @@ def _load_folder(
 
 
 def _load_copy(load: Load, path: Path) -> DialogModel:
-    with tempfile.TemporaryDirectory(prefix="siserve-") as scratch:
-        copy = Path(scratch) / path.name
+    try:
+        scratch = tempfile.TemporaryDirectory(prefix="siserve-", ignore_cleanup_errors=True)
+    except OSError as error:  # none is there, full, read-only
+        raise BundleError(
+            f"{path.name} cannot be copied ({error.strerror}); give a folder that can be written "
+            "as TMPDIR"
+        ) from None
+    with scratch:
+        copy = Path(scratch.name) / path.name
         try:
             shutil.copytree(path, copy, symlinks=True)
         except (OSError, shutil.Error) as error:
-            reason = getattr(error, "strerror", None) or "some of its files cannot be read"
-            raise BundleError(f"{path.name} cannot be copied ({reason})") from None
+            raise BundleError(f"{path.name} cannot be copied ({_reason(error)})") from None
         return load(copy)
+
+
+def _reason(error: OSError) -> str:
+    """Say why a tree cannot be copied; shutil gathers (source, target, why) of each file."""
+    first = error.args[0] if error.args else ""
+    if isinstance(error, shutil.Error) and isinstance(first, list) and first:
+        return str(first[0][2]).partition("] ")[2].partition(":")[0] or "some file cannot be read"
+    return error.strerror or "some of its files cannot be read"
 
 
 def _bundles(folder: Path) -> list[str]:

@@ -1,0 +1,1 @@
+"""Trials that break something around a running server and count what its clients saw."""
