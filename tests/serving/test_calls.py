@@ -17,8 +17,8 @@ from siserve.client import Client, ClientError
 from siserve.client.answer import make_request
 from siserve.serving import noise
 from siserve.serving.dialog_model import DialogModel
+from siserve.serving.encoding import Context, ContextEncoder
 from siserve.serving.engine import Engine, EngineOptions
-from siserve.serving.flight import Context, encode_context
 from siserve.serving.loading import load_model
 from siserve.serving.metrics import Metrics
 from siserve.serving.models import embedded_bundle
@@ -208,7 +208,8 @@ def test_scores_are_those_of_the_evaluation_code(client, bundle, manifest, sessi
     text = Text.from_file(opened.file("tokenizer.json"), manifest.limits.utterance_tokens)
     turns = list(zip("ABA", text.encode_utterances([said for _, said in DIALOG]), strict=True))
     window = text.context_window(turns, "B")
-    c = encode_context(sessions, Context(window.utterances, window.floors), manifest.tokens.pad)
+    encoder = ContextEncoder(sessions, manifest.tokens.pad)
+    c = encoder.encode([Context(window.utterances, window.floors)])
     system = BundleSystem(opened)
     rows, sizes = np.arange(samples), manifest.sizes
     eps_lam = noise.normals(seed, rows, (num_aux + 1) * sizes.noise, noise.Purpose.LAMBDA)

@@ -10,9 +10,10 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 from siserve.bundle.manifest import Manifest
+from siserve.serving.encoding import Context
 from siserve.serving.engine import Engine, EngineOptions
 from siserve.serving.errors import DeadlinePassed, QueueFull, RequestCancelled, ShuttingDown
-from siserve.serving.flight import Context, Generation, Job
+from siserve.serving.flight import Generation, Job
 from siserve.serving.sessions import Sessions
 
 
@@ -23,6 +24,7 @@ class Records:
         self.queue: list[int] = []
         self.rows: list[int] = []
         self.batches: list[int] = []
+        self.found: list[tuple[int, int]] = []
 
     def queue_changed(self, requests: int, rows: int) -> None:
         assert (rows > 0) == (requests > 0)
@@ -33,6 +35,9 @@ class Records:
 
     def batch_ran(self, rows: int) -> None:
         self.batches.append(rows)
+
+    def utterances_found(self, hits: int, misses: int) -> None:
+        self.found.append((hits, misses))
 
 
 class Gate:
@@ -257,9 +262,9 @@ def test_a_deadline_that_passes_ends_the_decoding(sessions, manifest):
 
 
 def test_what_expires_or_is_cancelled_in_the_queue_is_never_run(sessions, manifest):
-    gate, encoder = Gate(sessions.decoder), Gate(sessions.context_encoder)
+    gate, encoder = Gate(sessions.decoder), Gate(sessions.dialog_encoder)
     encoder.open()
-    gated = dataclasses.replace(sessions, decoder=gate, context_encoder=encoder)
+    gated = dataclasses.replace(sessions, decoder=gate, dialog_encoder=encoder)
     with running(gated, manifest) as (engine, _):
         first = engine.submit(make_job(manifest, 0))
         assert gate.entered.acquire(timeout=10)
@@ -357,7 +362,7 @@ def test_stopping_at_once_ends_every_request(sessions, manifest):
                 result.result(0)
 
 
-@pytest.mark.parametrize("graph", ["decoder", "context_encoder", "prior"])
+@pytest.mark.parametrize("graph", ["decoder", "utterance_encoder", "dialog_encoder", "prior"])
 def test_a_graph_that_fails_fails_its_requests_and_not_the_engine(sessions, manifest, graph):
     failing = Failing(getattr(sessions, graph))
     broken = dataclasses.replace(sessions, **{graph: failing})

@@ -240,8 +240,9 @@ def test_probes_tell_liveness_apart_from_readiness(start_server):
 
 
 def test_an_engine_that_stands_still_with_work_says_so(sessions, manifest, bundle):
+    from siserve.serving.encoding import Context
     from siserve.serving.engine import Engine, EngineOptions
-    from siserve.serving.flight import Context, Job
+    from siserve.serving.flight import Job
     from siserve.serving.metrics import Metrics
 
     tokens = open_bundle(bundle).manifest.tokens

@@ -158,6 +158,10 @@ def serve(
             help="Candidates for each response of a request with diversity; all in one batch.",
         ),
     ] = 6,
+    cache_utterances: Annotated[
+        int,
+        typer.Option(min=0, envvar="SISERVE_CACHE_UTTERANCES", help="Encoded turns to keep."),
+    ] = 8192,
     rate: Annotated[
         float,
         typer.Option(
@@ -272,7 +276,9 @@ def serve(
             max_tokens,
             max_score_samples,
         ),
-        engine=EngineOptions(max_queue_rows, max_rows, oversample=oversample),
+        engine=EngineOptions(
+            max_queue_rows, max_rows, oversample=oversample, cache_utterances=cache_utterances
+        ),
         connections=ConnectionLimits(
             max_message_bytes, max_metadata_bytes, max_streams, idle_seconds, handshake_seconds
         ),

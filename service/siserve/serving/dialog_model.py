@@ -15,8 +15,9 @@ from siserve.bundle.errors import BundleError
 from siserve.bundle.text import Text
 from siserve.bundle.verify import Bundle
 from siserve.serving.diversity import distinct
+from siserve.serving.encoding import Context
 from siserve.serving.engine import Engine
-from siserve.serving.flight import Context, Generation, Job, Row, Variation
+from siserve.serving.flight import Generation, Job, Row, Variation
 from siserve.serving.given import ScoreRequest, check_score_request, check_variation
 from siserve.serving.requests import (
     DEFAULT_N,

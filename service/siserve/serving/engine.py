@@ -19,8 +19,10 @@ from typing import Protocol, overload
 import numpy as np
 
 from siserve.bundle.manifest import Manifest
+from siserve.serving.encoding import ContextEncoder
 from siserve.serving.errors import DeadlinePassed, QueueFull, RequestCancelled, ShuttingDown
 from siserve.serving.flight import Flight, Generation, Job, row_axis
+from siserve.serving.pace import Pace
 from siserve.serving.scoring import BLOCK_ROWS, ScoreJob, Scores, Scoring
 from siserve.serving.sessions import Sessions
 
@@ -38,18 +40,21 @@ class EngineOptions:
         max_rows: most rows in flight, unless one job alone takes more.
         chunk_steps: steps between two looks at who is done and who waits.
         oversample: candidates for each response of a job with diversity, within `max_rows`.
+        cache_utterances: encoded utterances that are kept for dialogs that go on; 0 = none.
     """
 
     max_queue_rows: int = 1024
     max_rows: int = 128
     chunk_steps: int = 4
     oversample: int = 6
+    cache_utterances: int = 8192
 
     def __post_init__(self) -> None:
         """Refuse an engine that could do nothing."""
         for name, value in vars(self).items():
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+            least = 0 if name == "cache_utterances" else 1
+            if value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
 
     def rows_of(self, job: Job | ScoreJob) -> int:
         """Count the rows of a job: its n responses, the candidates to choose n from, or samples."""
@@ -72,6 +77,9 @@ class Observer(Protocol):
     def batch_ran(self, rows: int) -> None:
         """One chunk of `rows` rows was decoded."""
 
+    def utterances_found(self, hits: int, misses: int) -> None:
+        """Of the utterances of a context `hits` needed no work and `misses` were encoded."""
+
 
 class Engine:
     """Decodes jobs in a thread of its own, from start() to stop()."""
@@ -84,9 +92,12 @@ class Engine:
         self._manifest = manifest
         self._options = options
         self._observer = observer
+        self._encoder = ContextEncoder(
+            sessions, manifest.tokens.pad, options.cache_utterances, observer.utterances_found
+        )
         self._waiting: deque[Job | ScoreJob] = deque()
         self._waiting_rows = 0
-        self._pace = _Pace()
+        self._pace = Pace()
         self._progress = time.monotonic()
         self._wake = threading.Condition()
         self._accepts = True
@@ -200,10 +211,11 @@ class Engine:
             if _settle_abandoned(job):
                 continue
             try:
+                graphs = (self._encoder, self._sessions, self._manifest)
                 if isinstance(job, ScoreJob):
-                    self._running.append(Scoring(job, self._sessions, self._manifest))
+                    self._running.append(Scoring(job, *graphs))
                 else:
-                    self._running.append(Flight(job, needed, self._sessions, self._manifest))
+                    self._running.append(Flight(job, needed, *graphs))
             except Exception as error:  # whatever a graph raises belongs to this job alone
                 _log.exception("encoding failed")
                 job.result.set_exception(error)
@@ -268,23 +280,6 @@ class Engine:
         for flight in flights:
             if not flight.num_rows:
                 flight.job.result.set_result(flight.generation())
-
-
-class _Pace:
-    """How fast rows leave, as a mean over the last hundred chunks or so."""
-
-    def __init__(self) -> None:
-        """Begin with a guess."""
-        self._rows, self._seconds = 100.0, 0.5
-
-    def observe(self, rows: int, seconds: float) -> None:
-        """Take in a chunk: how many rows left after it and how long it took."""
-        self._rows = 0.99 * self._rows + rows
-        self._seconds = 0.99 * self._seconds + seconds
-
-    def seconds_for(self, rows: int) -> float:
-        """Estimate when as many rows will have left, within 0.05 to 10 seconds."""
-        return min(10.0, max(0.05, rows * self._seconds / max(self._rows, 0.01)))
 
 
 def _settle_abandoned(job: Job | ScoreJob) -> bool:

@@ -13,33 +13,17 @@ from numpy.typing import NDArray
 from siserve.bundle.manifest import Manifest, Sizes
 from siserve.bundle.selection import consensus, select_diverse
 from siserve.serving import noise
+from siserve.serving.encoding import Context, ContextEncoder
 from siserve.serving.sessions import AnyArray, Sessions
 
 __all__ = [
-    "Context",
     "Flight",
     "Generation",
     "Job",
     "Row",
     "Variation",
-    "encode_context",
     "row_axis",
 ]
-
-
-@dataclass(frozen=True)
-class Context:
-    """A dialog as the context encoder takes it.
-
-    Attributes:
-        utterances: ids from <s> to </s>, oldest first.
-        floors: 1 where the responder spoke; as long as `utterances`.
-        topic: id of the topic, 0 = unknown.
-    """
-
-    utterances: tuple[tuple[int, ...], ...]
-    floors: tuple[int, ...]
-    topic: int = 0
 
 
 @dataclass(frozen=True)
@@ -117,7 +101,12 @@ class Flight:
     """A job in flight: the state of its rows that have not ended, and what all rows produced."""
 
     def __init__(
-        self, job: Job, num_candidates: int, sessions: Sessions, manifest: Manifest
+        self,
+        job: Job,
+        num_candidates: int,
+        encoder: ContextEncoder,
+        sessions: Sessions,
+        manifest: Manifest,
     ) -> None:
         """Encode the job's context once and draw a latent for each candidate, at least job.n."""
         self.job = job
@@ -125,7 +114,7 @@ class Flight:
         self.queue_seconds = time.monotonic() - job.submitted
         started = time.perf_counter()
         self._alive = np.arange(num_candidates)
-        c = encode_context(sessions, job.context, manifest.tokens.pad)
+        c = encoder.encode([job.context])
         self._c = np.repeat(c, num_candidates, axis=0)  # (R, C)
         self._z = _draw_latents(job, self._alive, self._c, sessions, manifest.sizes)  # (R, D)
         self.encode_seconds = time.perf_counter() - started
@@ -231,22 +220,3 @@ def _choose(candidates: list[Row], n: int, diversity: float) -> list[Row]:
 def row_axis(name: str) -> int:
     """Axis of a decoder input along which rows lie."""
     return 1 if name in ("uniform", "forced") else 0
-
-
-def encode_context(sessions: Sessions, context: Context, pad: int) -> AnyArray:
-    """Return c of a dialog, (1, C)."""
-    (c,) = sessions.context_encoder.run(_encoder_inputs(context, pad))
-    return c
-
-
-def _encoder_inputs(context: Context, pad: int) -> dict[str, NDArray[np.generic]]:
-    longest = max(len(ids) for ids in context.utterances)
-    utterances = np.full((1, len(context.utterances), longest), pad)  # (1, U, T)
-    for row, ids in zip(utterances[0], context.utterances, strict=True):
-        row[: len(ids)] = ids
-    return {
-        "utterances": utterances,
-        "floor": np.array([context.floors]),
-        "topic": np.array([context.topic]),
-        "profile": np.zeros((1, 8), dtype=np.float32),
-    }

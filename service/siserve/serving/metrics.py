@@ -85,6 +85,13 @@ class Metrics:
             buckets=_TOKENS,
             registry=registry,
         )
+        self._cache = tuple(
+            Counter(f"siserve_utterance_cache_{name}", documentation, registry=registry)
+            for name, documentation in (
+                ("hits", "Utterances of contexts whose encoding was kept."),
+                ("misses", "Utterances of contexts that were encoded."),
+            )
+        )
         self._certificate_expiry = Gauge(
             "siserve_certificate_expiry_timestamp_seconds",
             "End of validity of the certificate in use, since 1970; 0 without TLS.",
@@ -112,7 +119,11 @@ class Metrics:
     def engine_observer(self) -> EngineGauges:
         """Make the observer of one engine; gauges add up over engines."""
         return EngineGauges(
-            self._queue_requests, self._queue_rows, self._inflight_rows, self._batch_rows
+            self._queue_requests,
+            self._queue_rows,
+            self._inflight_rows,
+            self._batch_rows,
+            self._cache,
         )
 
     def models_changed(self, models: Models) -> None:
@@ -154,8 +165,16 @@ class Metrics:
 class EngineGauges:
     """What one engine adds to the gauges that all engines share."""
 
-    def __init__(self, queue: Gauge, queue_rows: Gauge, rows: Gauge, batch: Histogram) -> None:
+    def __init__(
+        self,
+        queue: Gauge,
+        queue_rows: Gauge,
+        rows: Gauge,
+        batch: Histogram,
+        cache: tuple[Counter, ...],
+    ) -> None:
         """Begin with nothing waiting and nothing in flight."""
+        self._hits, self._misses = cache
         self._queue, self._queue_rows, self._rows, self._batch = queue, queue_rows, rows, batch
         self._num_waiting = self._num_waiting_rows = self._num_rows = 0
 
@@ -173,6 +192,11 @@ class EngineGauges:
     def batch_ran(self, rows: int) -> None:
         """Observe the size of a batch."""
         self._batch.observe(rows)
+
+    def utterances_found(self, hits: int, misses: int) -> None:
+        """Count what the cache of utterances saved and what it did not."""
+        self._hits.inc(hits)
+        self._misses.inc(misses)
 
 
 def _seconds(

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from siserve.bundle.manifest import Manifest
 from siserve.serving import noise
-from siserve.serving.flight import Context, encode_context
+from siserve.serving.encoding import Context, ContextEncoder
 from siserve.serving.noise import Purpose
 from siserve.serving.sessions import AnyArray, Sessions
 
@@ -85,13 +85,15 @@ class ScoreJob:
 class Scoring:
     """A score job in flight."""
 
-    def __init__(self, job: ScoreJob, sessions: Sessions, manifest: Manifest) -> None:
+    def __init__(
+        self, job: ScoreJob, encoder: ContextEncoder, sessions: Sessions, manifest: Manifest
+    ) -> None:
         """Encode the job's context."""
         self.job = job
         self.queue_seconds = time.monotonic() - job.submitted
         started = time.perf_counter()
         self._sessions, self._manifest = sessions, manifest
-        self._c = encode_context(sessions, job.context, manifest.tokens.pad)  # (1, C)
+        self._c = encoder.encode([job.context])  # (1, C)
         self.encode_seconds = time.perf_counter() - started
         self.decode_seconds = 0.0
         self._weights: list[list[NDArray[np.float64]]] = [[] for _ in job.responses]
