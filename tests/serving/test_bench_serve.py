@@ -45,6 +45,15 @@ def test_a_server_is_started_with_the_options_given_and_stopped(
     assert options in result["options"]["server"]
 
 
+def test_python_is_told_apart_from_the_graphs(bundle: Path, capsys) -> None:
+    result = measure(
+        capsys, "--start", "--model", bundle, "--python-share", "--clients", "1", "-n", "20"
+    )
+    (load,) = result["loads"]
+    assert load["answered"] > 0
+    assert 0 < load["python_cpu_ms_per_request"] < load["server_cpu_ms_per_request"]
+
+
 def test_a_table_is_printed_for_people(server, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["bench", "serve", "--address", server.address, *QUICK, "--clients", "1"]) == 0
     printed = capsys.readouterr().out
@@ -57,6 +66,7 @@ def test_a_table_is_printed_for_people(server, capsys: pytest.CaptureFixture[str
         ((), 2, "--start"),
         (("--address", "localhost:1", "--start"), 2, "--start"),
         (("--address", "localhost:1", "--server", "--threads 1"), 2, "--server"),
+        (("--address", "localhost:1", "--python-share"), 2, "--python-share"),
         (("--address", "localhost:1", "--clients", "few"), 2, "--clients"),
         (("--address", "localhost:1", "--rate", "-3"), 2, "--rate"),
         (("--address", "localhost:1", "--clients", ""), 2, "no load"),

@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Sequence
 from contextlib import ExitStack
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -37,6 +38,9 @@ _app.add_typer(_bench, name="bench")
 
 _PRECISIONS: Sequence[Precision] = ("fp32",)
 _WAYS: Sequence[Way] = ("one", "batched", "greedy")
+
+_ENGINE_N = 5
+_COST_N = (1, 2, 4, 8, 16, 32, 64)
 
 _Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 
@@ -76,6 +80,9 @@ def decode(
     seconds: Annotated[
         float, typer.Option(min=0, help="Each variant runs about as long in a round.")
     ] = 0.3,
+    parts: Annotated[
+        str, typer.Option(help="Of steps, engine (full queues) and n (cost of a response).")
+    ] = "steps,engine,n",
     as_json: _Json = False,
 ) -> None:
     """Time the decoder: against PyTorch as research code uses it, and against the hardware's floor.
@@ -87,7 +94,9 @@ def decode(
     asked_rows, asked_threads = _numbers("--rows", rows), _numbers("--threads", threads)
     precisions = _choices("--precision", precision, _PRECISIONS)
     asked_ways = _choices("--against", against, _WAYS)
+    asked_parts = _choices("--parts", parts, ("steps", "engine", "n"))
     from siserve.bench.decode_report import show
+    from siserve.bench.engine_rounds import EnginePlan, measure_costs, measure_engine
     from siserve.bench.machine import machine_facts, model_facts
     from siserve.bench.steps import StepPlan, measure_steps
     from siserve.bundle.verify import open_bundle
@@ -97,16 +106,22 @@ def decode(
         asked_rows, asked_ways, asked_threads, precisions, device.value, rounds, steps, seconds
     )
     bundle = open_bundle(model or embedded_bundle())
-    console = _errors()
-    with console.status("starting") as status:
-        records, left_out = measure_steps(bundle, plan, status.update)
+    engines = EnginePlan(asked_threads, precisions, _ENGINE_N, rounds, 5 * seconds)
+    measured: dict[str, Any] = {"steps": [], "engine": [], "n": [], "left_out": []}
+    with _errors().status("starting") as status:
+        say = status.update
+        if "steps" in asked_parts:
+            measured["steps"], measured["left_out"] = measure_steps(bundle, plan, say)
+        if "engine" in asked_parts:
+            measured["engine"] = measure_engine(bundle, engines, say)
+        if "n" in asked_parts:
+            measured["n"] = measure_costs(bundle, engines, _COST_N, say)
     result = {
         "command": "bench decode",
         "facts": machine_facts(),
         "model": model_facts(bundle),
         "options": {"rounds": rounds, "steps": steps, "seconds": seconds},
-        "steps": records,
-        "left_out": left_out,
+        **measured,
     }
     _print(result, as_json, show)
 
@@ -126,6 +141,13 @@ def serve(
     server: Annotated[
         str, typer.Option(metavar="OPTIONS", help="With --start: more options of siserve serve.")
     ] = "",
+    python_share: Annotated[
+        bool,
+        typer.Option(
+            "--python-share",
+            help="With --start, on one thread: tell gRPC and Python apart from the graphs.",
+        ),
+    ] = False,
     clients: Annotated[str, typer.Option(help="Closed loop: numbers of clients.")] = "1,4,16",
     rate: Annotated[str, typer.Option(help="Open loop: arrivals a second, as in 50,100.")] = "",
     n: Annotated[int, typer.Option("-n", "--n", min=1, help="Responses of a request.")] = 5,
@@ -153,11 +175,11 @@ def serve(
     levels = _levels(clients, rate)
     if bool(address) == start:
         raise UsageError("give either --address HOST:PORT or --start")
-    if not start and (model or server):
-        raise UsageError("--model and --server are for a server of --start")
+    if not start and (model or server or python_share):
+        raise UsageError("--model, --server and --python-share are for a server of --start")
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from siserve.bench.machine import machine_facts
-    from siserve.bench.processes import listener
+    from siserve.bench.processes import listener, usage_of
     from siserve.bench.serve_report import show_serve
     from siserve.bench.served import ServedProcess
     from siserve.bench.serving_load import Level, LoadPlan, measure_load
@@ -166,13 +188,14 @@ def serve(
     asked = [Level(clients=count) for count in levels[0]] + [Level(rate=r) for r in levels[1]]
     plan = LoadPlan(asked, n, turns, dialogs.value, seconds, deadline_ms / 1e3, rounds, seed)
     options = [*(["--model", str(model)] if model else []), *shlex.split(server)]
+    options += ["--threads", "1"] if python_share else []
     with _errors().status("starting") as status, ExitStack() as stack:
-        started = stack.enter_context(ServedProcess(options)) if start else None
+        started = stack.enter_context(ServedProcess(options, python_share)) if start else None
         where = started.address if started else address
-        pid = started.pid if started else listener(address)
-        served, records = measure_load(
-            where, plan, Credentials(key, tls_ca=tls_ca), pid, status.update
-        )
+        pid = None if started else listener(address)
+        usage = started.usage if started else partial(usage_of, pid)
+        credentials = Credentials(key, tls_ca=tls_ca)
+        served, records = measure_load(where, plan, credentials, usage, status.update)
     result = {
         "command": "bench serve",
         "facts": machine_facts(),

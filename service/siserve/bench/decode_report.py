@@ -10,7 +10,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["render_facts", "render_steps", "show"]
+__all__ = ["number", "plain_table", "render_facts", "show"]
 
 HOW = """
 A step is one token of every row. Ours runs the engine's graph in the engine's chunks, each row at
@@ -22,13 +22,25 @@ same round. Each variant has a process of its own; rounds visit them forwards an
 ratios are taken within a round; figures are medians over rounds.
 """
 
+HOW_ENGINE = (
+    "Full queue, n={n}, contexts of five turns, the bundle's own options: requests one at a time, "
+    "or in flight together; x is to one at a time on as many cores, in one engine. Contexts: new, "
+    "or one that is known. Engines x threads of each."
+)
+
 
 def show(console: Console, result: Mapping[str, Any]) -> None:
     """Print a result as people read it."""
     console.print(render_facts(result["facts"], result["model"]))
-    console.print(Text(" ".join(HOW.split()), style="dim"))
     if result["steps"]:
+        console.print(Text(" ".join(HOW.split()), style="dim"))
         console.print(render_steps(result["steps"]))
+    if result["engine"]:
+        console.print(Text(HOW_ENGINE.format(**result["engine"][0]), style="dim"))
+        console.print(render_engine(result["engine"]))
+    if result["n"]:
+        console.print(Text("One request to an idle engine, context known:", style="dim"))
+        console.print(render_costs_of_n(result["n"]))
     for why in result["left_out"]:
         console.print(Text(f"left out: {why}", style="yellow"))
 
@@ -62,6 +74,40 @@ def render_steps(records: Sequence[Mapping[str, Any]]) -> RenderableType:
             ),
             number(each["floor_ms"], 3),
             number(each["times_the_floor"], 2),
+        )
+    return table
+
+
+def render_engine(records: Sequence[Mapping[str, Any]]) -> RenderableType:
+    """Make the table of full queues."""
+    table = plain_table(
+        ["contexts", "precision", "way", "engines"],
+        ["req/s", "resp/s", "tokens", "x"],
+    )
+    for each in records:
+        table.add_row(
+            each["contexts"],
+            each["precision"],
+            each["way"].replace("_", " "),
+            f"{each['workers']} x {each['threads']}",
+            number(each["requests_per_s"], 1),
+            number(each["responses_per_s"], 0),
+            number(each["response_tokens"], 1),
+            number(each["ratio_to_one_at_a_time"], 2),
+        )
+    return table
+
+
+def render_costs_of_n(records: Sequence[Mapping[str, Any]]) -> RenderableType:
+    """Make the table of what a response costs."""
+    table = plain_table(["precision"], ["threads", "n", "ms", "ms a response"])
+    for each in records:
+        table.add_row(
+            each["precision"],
+            str(each["threads"]),
+            str(each["n"]),
+            number(each["ms"], 2),
+            number(each["ms_per_response"], 3),
         )
     return table
 

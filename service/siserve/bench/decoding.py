@@ -87,7 +87,8 @@ def step_work(bundle: Bundle) -> StepWork:
     """Count the weights that a step of a bundle's decoder multiplies.
 
     They are the products of its recurrent layer and of its output layer, by their names in the
-    weights file; what makes the first state is needed once a response.
+    weights file. What makes the first state is needed once a response; and a word's product with
+    the recurrent layer's weights can be looked up, so no floor holds it.
 
     Raises:
         UsageError: if the file names no such weights.
@@ -98,7 +99,8 @@ def step_work(bundle: Bundle) -> StepWork:
     counts = [
         math.prod(told["shape"])
         for name, told in header.items()
-        if name.startswith("decoder.") and "kernel" in name and ".init." not in name
+        if name.startswith("decoder.") and name.endswith((".kernel", ".kernel_hh"))
+        if ".init." not in name
         if told["dtype"] in ("F16", "F32")  # int8 copies of the same weights do not count again
     ]
     if not counts:

@@ -3,13 +3,33 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["cpu_seconds", "listener"]
+__all__ = ["Usage", "cpu_seconds", "listener", "usage_of"]
 
 _PROC = Path("/proc")
 _LISTENING = "0A"
 _LOCAL = ("127.0.0.1", "localhost", "[::1]", "::1")
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Processor time of a server from its start, in seconds.
+
+    Attributes:
+        cpu: in all.
+        graphs: in the model's graphs; None = unknown.
+    """
+
+    cpu: float
+    graphs: float | None = None
+
+
+def usage_of(pid: int | None) -> Usage | None:
+    """Return what cpu_seconds() tells of a process; None if nothing does, or if there is none."""
+    seconds = None if pid is None else cpu_seconds(pid)
+    return None if seconds is None else Usage(seconds)
 
 
 def cpu_seconds(pid: int) -> float | None:

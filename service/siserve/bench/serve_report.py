@@ -56,16 +56,21 @@ def render_loads(records: Sequence[Mapping[str, Any]]) -> RenderableType:
 
 
 def render_costs(records: Sequence[Mapping[str, Any]]) -> RenderableType:
-    """Make the table of where a request's time went, in the server's own words and by its clock."""
+    """Make the table of where a request's time went.
+
+    Queue, encode and decode are what the server says; cpu is its processor time, python that
+    outside of the graphs, each a request; the generator's is its share of a core.
+    """
     table = plain_table(
-        ["load"], ["queue ms", "encode ms", "decode ms", "tokens", "server cpu ms", "generator cpu"]
+        ["load"],
+        ["queue ms", "encode ms", "decode ms", "tokens", "cpu ms", "python ms", "generator"],
     )
     for each in records:
         table.add_row(
             _load_name(each),
             *(number(each[f"{name}_ms"], 1) for name in ("queue", "encode", "decode")),
             number(each["response_tokens"], 1),
-            number(each["server_cpu_ms_per_request"], 2),
+            *(number(each[f"{part}_cpu_ms_per_request"], 2) for part in ("server", "python")),
             f"{100 * each['generator_cpu_share']:.0f} %",
         )
     return table

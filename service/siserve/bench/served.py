@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from types import TracebackType
 
+from siserve.bench.processes import Usage, usage_of
 from siserve.bundle.errors import SiserveError
 
 __all__ = ["ServedProcess"]
@@ -20,18 +22,24 @@ class ServedProcess:
 
     Args:
         options: of `siserve serve`.
+        observed: whether it tells the graphs' processor time apart.
     """
 
-    def __init__(self, options: Sequence[str]) -> None:
+    def __init__(self, options: Sequence[str], observed: bool = False) -> None:
         """Start it and wait until it is ready.
 
         Raises:
             SiserveError: if it does not come up; the message is its own.
         """
-        command = [sys.executable, "-m", "siserve", "serve", "--port", "0", "--metrics-port", "0"]
+        module = ["siserve.bench.observed"] if observed else ["siserve", "serve"]
+        self._observed = observed
         self._log = tempfile.TemporaryFile("w+")
         self._process = subprocess.Popen(
-            [*command, *options], stdout=subprocess.PIPE, stderr=self._log, text=True
+            [sys.executable, "-m", *module, "--port", "0", "--metrics-port", "0", *options],
+            stdin=subprocess.PIPE if observed else subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
         )
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
@@ -43,10 +51,14 @@ class ServedProcess:
             raise SiserveError(said[-1] if said else "the server ended without a word")
         self.address = line.split()[-1]
 
-    @property
-    def pid(self) -> int:
-        """Of the server, or of the parent of its workers."""
-        return self._process.pid
+    def usage(self) -> Usage | None:
+        """Tell the processor time of the server and of its workers up to now."""
+        if not self._observed:
+            return usage_of(self._process.pid)
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        return Usage(**json.loads(self._process.stdout.readline()))
 
     def __enter__(self) -> ServedProcess:
         """Return the object itself."""
@@ -69,5 +81,6 @@ class ServedProcess:
 
     def _close(self) -> None:
         self._log.close()
-        if self._process.stdout is not None:
-            self._process.stdout.close()
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream is not None:
+                stream.close()

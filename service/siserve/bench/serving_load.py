@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from siserve.bench.channels import Channels
 from siserve.bench.load import Outcome, arrivals, closed_loop, open_loop
-from siserve.bench.processes import cpu_seconds
+from siserve.bench.processes import Usage
 from siserve.bench.rounds import alternating, percentile
 from siserve.bench.talk import Dialogs, Kind, Talk
 from siserve.client.credentials import Credentials
@@ -64,7 +64,7 @@ def measure_load(
     address: str,
     plan: LoadPlan,
     credentials: Credentials,
-    pid: int | None,
+    usage: Callable[[], Usage | None],
     say: Callable[[str], None],
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Load a server.
@@ -73,7 +73,7 @@ def measure_load(
         address: HOST:PORT.
         plan: what and how long.
         credentials: of the connections.
-        pid: of the server if its processor time can be read; its descendants count too.
+        usage: tells the server's processor time up to now, if anything does.
         say: told what is going on.
 
     Returns:
@@ -82,14 +82,14 @@ def measure_load(
     Raises:
         SiserveError: if the server does not answer.
     """
-    return _run(_measure(address, plan, credentials, pid, say))
+    return _run(_measure(address, plan, credentials, usage, say))
 
 
 async def _measure(
     address: str,
     plan: LoadPlan,
     credentials: Credentials,
-    pid: int | None,
+    usage: Callable[[], Usage | None],
     say: Callable[[str], None],
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     most = max((level.clients or _MOST_CHANNELS) for level in plan.levels)
@@ -101,7 +101,7 @@ async def _measure(
         found: defaultdict[Level, list[dict[str, Any]]] = defaultdict(list)
         for number, level in alternating(plan.levels, plan.rounds):
             say(f"{_name(level)}, round {number + 1} of {plan.rounds}")
-            found[level].append(await _visit(channels, talk, level, plan, pid, number))
+            found[level].append(await _visit(channels, talk, level, plan, usage, number))
     told = {
         "name": f"{model.name}@{model.version}",
         "sha256": model.sha256,
@@ -113,17 +113,28 @@ async def _measure(
 
 
 async def _visit(
-    channels: Channels, talk: Talk, level: Level, plan: LoadPlan, pid: int | None, number: int
+    channels: Channels,
+    talk: Talk,
+    level: Level,
+    plan: LoadPlan,
+    usage: Callable[[], Usage | None],
+    number: int,
 ) -> dict[str, Any]:
     """Load the server at one level, after a second that does not count."""
     dialogs = Dialogs(talk, plan.dialogs, plan.turns, plan.n, level.clients or _OPEN_DIALOGS)
     warm = await _load(channels, dialogs, level, _WARM_SECONDS, seed=-1)
     dialogs.prepare(round(1.3 * warm.finished / _WARM_SECONDS * plan.seconds) + 100)
-    before = cpu_seconds(pid) if pid else None
+    before = usage()
     outcome = await _load(channels, dialogs, level, plan.seconds, plan.seed + number)
-    after = cpu_seconds(pid) if pid else None
-    used = after - before if after is not None and before is not None else None
+    after = usage()
+    used = _between(before, after) if before is not None and after is not None else None
     return summarise(level, outcome, plan.deadline_s, used)
+
+
+def _between(before: Usage, after: Usage) -> Usage:
+    if before.graphs is None or after.graphs is None:
+        return Usage(after.cpu - before.cpu)
+    return Usage(after.cpu - before.cpu, after.graphs - before.graphs)
 
 
 async def _load(
@@ -136,7 +147,7 @@ async def _load(
 
 
 def summarise(
-    level: Level, outcome: Outcome, deadline_s: float, server_cpu: float | None
+    level: Level, outcome: Outcome, deadline_s: float, used: Usage | None
 ) -> dict[str, Any]:
     """Make a record of what happened.
 
@@ -144,14 +155,19 @@ def summarise(
         level: the load.
         outcome: what became of its requests.
         deadline_s: an answer within it is good.
-        server_cpu: processor time of the server, in seconds; None = unknown.
+        used: processor time of the server meanwhile; None = unknown.
     """
     told = [dialog_pb2.GenerateResponsesResponse.FromString(reply) for reply in outcome.replies]
     ordered = sorted(outcome.latencies)
     good = sum(latency <= deadline_s for latency in ordered)
     responses = [response for reply in told for response in reply.responses]
     cuts = sum(each.finish_reason == dialog_pb2.FINISH_REASON_LENGTH for each in responses)
-    finished = outcome.finished or None
+    cpu = None if used is None else used.cpu
+    python = None if used is None or used.graphs is None else used.cpu - used.graphs
+
+    def per_request(seconds: float | None) -> float | None:
+        return None if seconds is None else 1e3 * seconds / max(1, outcome.finished)
+
     return {
         "loop": "closed" if level.clients else "open",
         "clients": level.clients or None,
@@ -172,7 +188,8 @@ def summarise(
         "decode_ms": _mean([1e3 * reply.timings.decode_seconds for reply in told]),
         "response_tokens": _mean([float(each.num_tokens) for each in responses]),
         "cut_share": cuts / len(responses) if responses else None,
-        "server_cpu_ms_per_request": finished and server_cpu and 1e3 * server_cpu / finished,
+        "server_cpu_ms_per_request": per_request(cpu),
+        "python_cpu_ms_per_request": per_request(python),
         "generator_cpu_share": outcome.generator_cpu / outcome.seconds,
         "sent_late_p99_ms": 1e3 * percentile(sorted(outcome.late), 0.99) if outcome.late else None,
     }

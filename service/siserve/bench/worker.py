@@ -74,7 +74,25 @@ def _rates(asked: dict[str, Any]) -> Answer:
     return answer
 
 
-_KINDS: dict[str, Callable[[dict[str, Any]], Answer]] = {"decode": _decode, "rates": _rates}
+def _engine(asked: dict[str, Any]) -> Answer:
+    """Fill an engine's queue: {"n", "dialogs", "seconds"}, or ask it alone: {"n", "alone", ...}."""
+    from siserve.bench.engine_load import EngineLoad
+
+    load = EngineLoad(Path(asked["bundle"]), asked["threads"], asked["max_rows"])
+
+    def answer(told: dict[str, Any]) -> dict[str, Any]:
+        if told.get("alone"):
+            return load.cost(told["n"], told["seconds"])
+        return load.full_queue(told["n"], told["dialogs"], told["seconds"])
+
+    return answer
+
+
+_KINDS: dict[str, Callable[[dict[str, Any]], Answer]] = {
+    "decode": _decode,
+    "rates": _rates,
+    "engine": _engine,
+}
 
 if __name__ == "__main__":
     main()
