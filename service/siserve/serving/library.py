@@ -21,6 +21,7 @@ from siserve.bundle.tensors import MANIFEST_FILE
 from siserve.serving.dialog_model import DialogModel
 from siserve.serving.errors import NotPossible, UnknownModel
 from siserve.serving.loading import load_model
+from siserve.serving.memory import give_back
 from siserve.serving.metrics import Metrics
 from siserve.serving.models import Models, embedded_bundle
 from siserve.serving.options import ServerOptions
@@ -117,13 +118,19 @@ class Library:
         except SiserveError:
             self._metrics.load_ended("refused")
             raise
-        retired = self.models.put(model)
+        retired = list(self.models.put(model))
         self._metrics.load_ended("served")
         self._metrics.models_changed(self.models)
         _log.info("%s is served now", model.full_name)
-        for old in retired:
-            await asyncio.to_thread(old.stop)
+        await asyncio.to_thread(_retire, retired)
         return model
+
+
+def _retire(models: list[DialogModel]) -> None:
+    """Stop models that nobody finds any more and let go of what they held."""
+    while models:
+        models.pop().stop()
+    give_back()
 
 
 def open_library(options: ServerOptions, metrics: Metrics) -> Library:
@@ -150,6 +157,7 @@ def open_library(options: ServerOptions, metrics: Metrics) -> Library:
         models += _load_folder(options.model_dir, load, seen, needed=not models)
     library = Library(Models(models), load, options.model_dir, metrics, seen)
     metrics.models_changed(library.models)
+    give_back()  # what loading took beside what is kept
     return library
 
 

@@ -124,7 +124,21 @@ def _flood_one(address: str, count: int) -> int:
             done += len(parts) // 3
             if closing:
                 return done
+        _wait_until_read(connection, unread)
     return done
+
+
+def _wait_until_read(connection: socket.socket, unread: bytes) -> None:
+    """Wait until the server has come to the end of what was sent: it then answers a ping."""
+    mark = b"the end."
+    connection.setblocking(True)
+    connection.settimeout(60)
+    connection.sendall(_frame(_PING, 0, 0, mark))
+    while _frame(_PING, _ACK, 0, mark) not in unread:
+        received = connection.recv(1 << 16)
+        if not received:
+            return
+        unread = unread[-32:] + received
 
 
 def _send(connection: socket.socket, payload: bytes) -> None:

@@ -26,7 +26,7 @@ _ASK = {"n": 4, "seed": 11, "max_tokens": 8}
 
 
 def version_of(bundle: Path, target: Path, version: int, is_other: bool) -> Path:
-    """Copy a bundle under another version; the other model has its decoder's words biased."""
+    """Copy a bundle under another version; the other model's decoder begins elsewhere."""
     shutil.copytree(bundle, target)
     content = json.loads((target / MANIFEST_FILE).read_bytes())
     names = content.pop("files")
@@ -34,7 +34,7 @@ def version_of(bundle: Path, target: Path, version: int, is_other: bool) -> Path
     content["version"] = str(version)
     if is_other:
         content.pop("golden", None)  # it computes otherwise, and is meant to
-        _scale(target / WEIGHTS_FILE, "decoder.out.bias", 0.5)
+        _scale(target / WEIGHTS_FILE, "decoder.init.kernel", -1.0)
     files = {name: digest_file(target / name) for name in names}
     sealed = seal(Description.model_validate(content), files)
     (target / MANIFEST_FILE).write_bytes(sealed.to_bytes())
