@@ -47,7 +47,7 @@ lint: .venv/.ready .venv-protoc/.ready ## style, types, import contracts, protos
 bench: .venv/.ready ## measure a training step (minutes; SISERVE_DATA holds switchboard/)
 	@test -d "$${SISERVE_DATA:-}/switchboard" || \
 	{ echo "make bench: set SISERVE_DATA to the folder that holds switchboard/" >&2; exit 2; }
-	.venv/bin/python tests/benchmarks/bench_train.py --data "$$SISERVE_DATA/switchboard"
+	.venv/bin/siserve bench train --data "$$SISERVE_DATA/switchboard"
 
 chart: .venv/.ready ## write what the chart takes from values.yaml and deploy/alerts
 	cp deploy/alerts/siserve.rules.yaml k8s/siserve/files/

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from research_way import PaddedBatch, ResearchSICVAE, twin_name
+from siserve_training.bench.research_way import PaddedBatch, ResearchSICVAE, twin_name
 from siserve_training.data.batches import BatchOrder, DialogBatch, collate
 from siserve_training.data.corpus import Dialog, Profile, Utterance
 from siserve_training.data.pairs import Features, PairSet, build_vocabulary, find_features

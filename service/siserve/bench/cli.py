@@ -10,10 +10,11 @@ from contextlib import ExitStack
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from siserve.bench.asked import choices, levels, numbers
 from siserve.bundle.errors import UsageError
 from siserve.command import run_app
 
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     from siserve.bench.steps import Way
 
 __all__ = ["run"]
-
-_Word = TypeVar("_Word", bound=str)
 
 _app = typer.Typer(add_completion=False, rich_markup_mode=None)
 _bench = typer.Typer(
@@ -91,10 +90,10 @@ def decode(
 
     Example: siserve bench decode --rows 5,80 --threads 1
     """
-    asked_rows, asked_threads = _numbers("--rows", rows), _numbers("--threads", threads)
-    precisions = _choices("--precision", precision, _PRECISIONS)
-    asked_ways = _choices("--against", against, _WAYS)
-    asked_parts = _choices("--parts", parts, ("steps", "engine", "n"))
+    asked_rows, asked_threads = numbers("--rows", rows), numbers("--threads", threads)
+    precisions = choices("--precision", precision, _PRECISIONS)
+    asked_ways = choices("--against", against, _WAYS)
+    asked_parts = choices("--parts", parts, ("steps", "engine", "n"))
     from siserve.bench.decode_report import show
     from siserve.bench.engine_rounds import EnginePlan, measure_costs, measure_engine
     from siserve.bench.machine import machine_facts, model_facts
@@ -172,7 +171,7 @@ def serve(
 
     Example: siserve bench serve --start --server "--threads 1" --clients 1,16 --dialogs growing
     """
-    levels = _levels(clients, rate)
+    counts, rates = levels(clients, rate)
     if bool(address) == start:
         raise UsageError("give either --address HOST:PORT or --start")
     if not start and (model or server or python_share):
@@ -185,7 +184,7 @@ def serve(
     from siserve.bench.serving_load import Level, LoadPlan, measure_load
     from siserve.client.credentials import Credentials
 
-    asked = [Level(clients=count) for count in levels[0]] + [Level(rate=r) for r in levels[1]]
+    asked = [Level(clients=count) for count in counts] + [Level(rate=each) for each in rates]
     plan = LoadPlan(asked, n, turns, dialogs.value, seconds, deadline_ms / 1e3, rounds, seed)
     options = [*(["--model", str(model)] if model else []), *shlex.split(server)]
     options += ["--threads", "1"] if python_share else []
@@ -215,22 +214,35 @@ def serve(
     _print(result, as_json, show_serve)
 
 
-def _levels(clients: str, rate: str) -> tuple[list[int], list[float]]:
-    """Read both kinds of load.
+@_bench.command()
+def train(
+    data: Annotated[
+        Path,
+        typer.Option(metavar="DIR", exists=True, file_okay=False, help="A dialog corpus."),
+    ],
+    batch_size: Annotated[int, typer.Option(min=1, help="Pairs of a batch.")] = 30,
+    batches: Annotated[int, typer.Option(min=1, help="Batches of a round.")] = 4,
+    rounds: Annotated[int, typer.Option(min=1, help="Each visits every batch once.")] = 5,
+    seed: Annotated[int, typer.Option(min=0, help="Of weights, noise and order.")] = 0,
+    as_json: _Json = False,
+) -> None:
+    """Time a training step at the paper's sizes against the way of research code, which pads.
 
-    Raises:
-        UsageError: if one is odd, or if there is none.
+    Both take the same step on the same windows, and their losses must agree first.
+
+    Example: siserve bench train --data switchboard
     """
-    counts = _numbers("--clients", clients) if clients else []
-    try:
-        rates = [float(part) for part in rate.split(",")] if rate else []
-    except ValueError:
-        rates = [0.0]
-    if not all(0 < each < 1e6 for each in rates):
-        raise UsageError(f"--rate must be arrivals a second as in 50,100, got {rate!r}")
-    if not counts and not rates:
-        raise UsageError("no load; give --clients or --rate")
-    return counts, rates
+    from siserve.bench.machine import machine_facts
+    from siserve.bench.train_report import measure_training, show_train
+
+    options = {"batch-size": batch_size, "batches": batches, "rounds": rounds, "seed": seed}
+    with _errors().status("measuring"):
+        measured = measure_training(data, options)
+    _print(
+        {"command": "bench train", "facts": machine_facts(), "options": options, **measured},
+        as_json,
+        show_train,
+    )
 
 
 def _print(result: dict[str, Any], as_json: bool, show: Any) -> None:
@@ -246,34 +258,6 @@ def _errors() -> Console:
     from rich.console import Console
 
     return Console(stderr=True)
-
-
-def _numbers(option: str, told: str) -> list[int]:
-    """Read a list such as 5,20,80.
-
-    Raises:
-        UsageError: if it is none.
-    """
-    try:
-        values = [int(part) for part in told.split(",")]
-    except ValueError:
-        values = []
-    if not values or min(values) < 1:
-        raise UsageError(f"{option} must be whole numbers from 1 as in 1,4,16, got {told!r}")
-    return values
-
-
-def _choices(option: str, told: str, known: Sequence[_Word]) -> list[_Word]:
-    """Read a list of words.
-
-    Raises:
-        UsageError: if one is not known.
-    """
-    by_name = {str(word): word for word in known}
-    for value in told.split(","):
-        if value not in by_name:
-            raise UsageError(f"{option} must be of {', '.join(by_name)}, got {value!r}")
-    return [by_name[value] for value in told.split(",")]
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -10,7 +10,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["number", "plain_table", "render_facts", "show"]
+__all__ = ["number", "plain_table", "render_facts", "render_machine", "show"]
 
 HOW = """
 A step is one token of every row. Ours runs the engine's graph in the engine's chunks, each row at
@@ -46,10 +46,14 @@ def show(console: Console, result: Mapping[str, Any]) -> None:
 
 
 def render_facts(facts: Mapping[str, Any], model: Mapping[str, Any]) -> RenderableType:
-    """Tell the machine, the versions, the model and the time in a few lines."""
+    """Tell the model and what it was measured on."""
+    return Group(Text(f"{model['name']} ({model['method']})", style="bold"), render_machine(facts))
+
+
+def render_machine(facts: Mapping[str, Any]) -> RenderableType:
+    """Tell the machine, the versions and the time."""
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
     return Group(
-        Text(f"{model['name']} ({model['method']})", style="bold"),
         Text(f"{facts['cpu']}, {facts['cores']} cores, {' '.join(facts['flags'])}"),
         Text(f"{facts['system']}, Python {facts['python']}, {versions}, {facts['date']}"),
     )

@@ -6,7 +6,9 @@ Ours encodes each distinct utterance of a batch once and shows the output layer 
 research_way.py says what the other does. First both losses must agree to rounding; then the two
 take turns, who begins changing each time, and a round's ratio is of the times of its own steps.
 
-    python tests/benchmarks/bench_train.py --data DIR [--json]
+    python -m siserve_training.bench.train_step --data DIR [--rounds 5] [--batches 4]
+
+prints one JSON object; `siserve bench train` shows it.
 """
 
 from __future__ import annotations
@@ -14,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import sys
 import time
@@ -24,17 +25,18 @@ from itertools import islice
 from pathlib import Path
 
 import torch
+from siserve.bundle.errors import SiserveError
+from torch import Tensor, nn
+
+from siserve_training.bench.research_way import PaddedBatch, ResearchSICVAE
 from siserve_training.data.batches import BatchOrder, DialogBatch, collate
 from siserve_training.data.corpus import DialogCorpus
 from siserve_training.data.pairs import PairSet, build_vocabulary, find_features
-from siserve_training.errors import CorpusError
 from siserve_training.models.cvae import CVAE, CVAEConfig
 from siserve_training.models.draws import Noise
 from siserve_training.objectives.surrogate import latent_bound
-from torch import Tensor, nn
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from research_way import PaddedBatch, ResearchSICVAE
+__all__ = ["main"]
 
 NUM_LATENTS, NUM_AUX = 5, 30  # J, K
 RUN_LENGTH = 5
@@ -136,7 +138,7 @@ def measure(
     """Check that the losses agree, then let both ways take turns.
 
     Raises:
-        AssertionError: if a loss differs by more than rounding.
+        SiserveError: if a loss differs by more than rounding.
     """
     torch.manual_seed(options.seed)
     model = CVAE(sizes)
@@ -145,7 +147,8 @@ def measure(
     theirs = Contender.of(research, lambda w: research(w.padded, w.noise.eps_lam, w.noise.eps_z))
     error = largest_loss_error(ours, theirs, windows)
     tolerance = TOLERANCE_BF16 if bf16 else TOLERANCE
-    assert error <= tolerance, f"losses differ by {error:.1e} relative, more than {tolerance:.0e}"
+    if error > tolerance:
+        raise SiserveError(f"losses differ by {error:.1e} relative, expected at most {tolerance}")
     for batch in windows:  # warm-up: both meet every shape once
         ours.seconds(batch)
         theirs.seconds(batch)
@@ -189,24 +192,18 @@ def has_native_bf16() -> bool:
         return False
 
 
-def describe(windows: list[Windows], folder: Path, options: argparse.Namespace) -> dict[str, str]:
-    """Say where and on what the numbers were measured."""
-    cpu = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next((line.split(": ")[1] for line in lines if line.startswith("model name")), cpu)
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+def describe(windows: list[Windows], options: argparse.Namespace) -> dict[str, str]:
+    """Say on what the numbers were measured."""
     pairs = sum(len(batch.shared) for batch in windows)
     distinct = sum(len(batch.shared.utterances) for batch in windows)
     padded = sum(batch.padded.context[:, :, 0].numel() + len(batch.shared) for batch in windows)
     real = sum(int(batch.shared.response_lengths.sum()) for batch in windows)
     computed = sum(batch.padded.response[:, 1:].numel() for batch in windows)
     return {
-        "machine": f"{cpu}, {usable} of {os.cpu_count()} cores, {platform.platform(terse=True)}",
         "threads": str(torch.get_num_threads()),
         "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "not set (the library's default)"),
         "torch": torch.__version__,
-        "corpus": f"{folder.name}, training split",
+        "corpus": f"{options.data.name}, training split",
         "windows": f"{pairs} in {len(windows)} batches of {options.batch_size}, runs of up to "
         f"{RUN_LENGTH} consecutive ones, seed {options.seed}",
         "step": f"J = {NUM_LATENTS}, K = {NUM_AUX}, exact softmax, no bag of words; forward, "
@@ -220,14 +217,7 @@ def describe(windows: list[Windows], folder: Path, options: argparse.Namespace) 
 def parse_options() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    corpora = os.environ.get("SISERVE_DATA")
-    parser.add_argument(
-        "--data",
-        type=Path,
-        default=Path(corpora) / "switchboard" if corpora else None,
-        help="folder of the corpus; SISERVE_DATA/switchboard by default",
-    )
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--data", type=Path, required=True, help="folder of the corpus")
     parser.add_argument("--batch-size", type=int, default=30, help="pairs of a batch")
     parser.add_argument("--batches", type=int, default=4, help="batches of a round")
     parser.add_argument("--rounds", type=int, default=5, help="measured rounds")
@@ -235,40 +225,25 @@ def parse_options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main() -> None:
-    """Measure and print."""
+def main() -> int:
+    """Measure and print one JSON object; return the exit code."""
     options = parse_options()
-    if options.data is None:
-        print("bench_train: no corpus: pass --data DIR or set SISERVE_DATA", file=sys.stderr)
-        sys.exit(2)
     try:
         pairs, sizes = read_corpus(options.data)
-    except CorpusError as error:
-        print(f"bench_train: {error}", file=sys.stderr)
-        sys.exit(2)
-    windows = draw_windows(pairs, sizes, options)
-    facts = describe(windows, options.data, options)
-    results = [measure(windows, sizes, options, bf16=False)]
-    note = ""
-    if has_native_bf16():
-        results.append(measure(windows, sizes, options, bf16=True))
-    else:
-        note = "bf16: this CPU has no bf16 arithmetic, so that variant is not measured"
-    if options.json:
-        print(json.dumps({**facts, "results": [asdict(result) for result in results]}, indent=2))
-        return
-    for name, value in facts.items():
-        print(f"{name}: {value}")
-    for result in results:
-        each = ", ".join(f"{ratio:.2f}" for ratio in result.ratios)
-        print(
-            f"{result.precision}: our way {result.pairs_per_s:.1f} pairs/s, research way (fp32) "
-            f"{result.research_pairs_per_s:.1f} pairs/s, ratio {result.ratio:.2f} (median of "
-            f"{options.rounds} rounds: {each}); losses differ by {result.loss_error:.1e} relative"
-        )
-    if note:
-        print(note)
+        windows = draw_windows(pairs, sizes, options)
+        results = [measure(windows, sizes, options, bf16=False)]
+        left_out = []
+        if has_native_bf16():
+            results.append(measure(windows, sizes, options, bf16=True))
+        else:
+            left_out = ["bf16: this processor has no bf16 arithmetic"]
+    except SiserveError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    told = {"about": describe(windows, options), "results": [asdict(each) for each in results]}
+    print(json.dumps({**told, "left_out": left_out}))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from siserve_training.data.pairs import Ints, PairSet
-from siserve_training.models.cvae import CVAE
 from torch import Tensor, nn
 from torch.distributions import Normal
+
+from siserve_training.data.pairs import Ints, PairSet
+from siserve_training.models.cvae import CVAE
 
 __all__ = ["PaddedBatch", "ResearchSICVAE", "twin_name"]
 
