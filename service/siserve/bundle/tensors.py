@@ -16,6 +16,7 @@ __all__ = [
     "CONTEXT_ENCODER",
     "CONTEXT_TOKENIZER_FILE",
     "DECODER",
+    "DECODER_INT8",
     "DIALOG_ENCODER",
     "FILES",
     "GRAPHS",
@@ -133,10 +134,13 @@ DECODER = Graph(
     ),
 )
 
+#: The decoder with products in 8-bit integers.
+DECODER_INT8 = Graph("decoder_int8.onnx", DECODER.inputs, DECODER.outputs)
+
 GRAPHS = (CONTEXT_ENCODER, PRIOR, SI_SAMPLER, DECODER)
 
-#: Where one is present, so is the other.
-OPTIONAL_GRAPHS = (UTTERANCE_ENCODER, DIALOG_ENCODER)
+#: Graphs that only some bundles have.
+OPTIONAL_GRAPHS = (DECODER_INT8, UTTERANCE_ENCODER, DIALOG_ENCODER)
 
 #: Every file of a bundle but its manifest and those that only some bundles have.
 FILES = (

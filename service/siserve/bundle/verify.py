@@ -15,6 +15,7 @@ from siserve.bundle.manifest import FileEntry, Manifest, parse_manifest
 from siserve.bundle.onnx_facts import GraphFacts, read_graph_facts
 from siserve.bundle.tensors import (
     CONTEXT_TOKENIZER_FILE,
+    DECODER_INT8,
     DIALOG_ENCODER,
     FILES,
     GRAPHS,
@@ -35,7 +36,8 @@ MAX_GRAPH_BYTES = 1 << 30
 MAX_HEADER_BYTES = 64 << 20
 
 _PICKLE_SUFFIXES = frozenset({".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt", ".npy", ".joblib"})
-_STANDARD_DOMAINS = frozenset({"", "ai.onnx"})
+#: Operators of ONNX and those that onnxruntime itself brings; code of others is never loaded.
+_KNOWN_DOMAINS = frozenset({"", "ai.onnx", "com.microsoft"})
 
 
 @dataclass(frozen=True)
@@ -85,8 +87,9 @@ def open_bundle(path: Path) -> Bundle:
     _check_weights(path)
     for name in {TOKENIZER_FILE, CONTEXT_TOKENIZER_FILE} & set(manifest.files):
         _check_tokenizer(path, name)
-    for graph in GRAPHS:
-        _check_graph(path, graph, manifest)
+    for graph in (*GRAPHS, DECODER_INT8):
+        if graph.file in manifest.files:
+            _check_graph(path, graph, manifest)
     if UTTERANCE_ENCODER.file in manifest.files:
         found = _check_graph(path, UTTERANCE_ENCODER, manifest)
         width = found.outputs["vectors"].axes[1]
@@ -190,9 +193,12 @@ def _check_graph(
             raise _off(graph.file, f"has {what} {types}, expected {wanted}")
         for tensor in expected:
             _check_axes(graph.file, tensor, found[tensor.name].axes, sizes)
-    foreign = sorted(facts.domains - _STANDARD_DOMAINS)
+    foreign = sorted(facts.domains - _KNOWN_DOMAINS)
     if foreign:
-        raise _off(graph.file, f"uses operators of {foreign[0]!r}, only standard ONNX is run")
+        raise _off(
+            graph.file,
+            f"uses operators of {foreign[0]!r}, only those of ONNX and onnxruntime are run",
+        )
     for data in facts.external:
         if data.location != WEIGHTS_FILE:
             raise _off(graph.file, f"takes weights from {data.location!r}, not {WEIGHTS_FILE}")

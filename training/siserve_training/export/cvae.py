@@ -8,9 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import onnx
-from siserve.bundle.tensors import DECODER, PRIOR, SI_SAMPLER
+from siserve.bundle.tensors import PRIOR, SI_SAMPLER, Graph
 
-from siserve_training.export.decoder import decoder_graph, word_step
+from siserve_training.export.decoder import decoder_graphs, word_step
 from siserve_training.export.dense import (
     Gaussian,
     Noise,
@@ -54,7 +54,7 @@ def graphs(model: TrainedModel, weights: WeightStore) -> GraphSet:
     own = {
         PRIOR: emitter.prior(),
         SI_SAMPLER: emitter.si_sampler(),
-        DECODER: emitter.decoder(),
+        **emitter.decoders(),
     }
     return finished(model, weights, p, sizes, own, _TRAINING_ONLY)
 
@@ -120,15 +120,14 @@ class _CVAE:
         each = log_density(g, self._prior(g, c, eps_prior), g.unsqueeze(z, 1))  # (R, A1)
         return log_mean_exp(g, each)
 
-    def decoder(self) -> onnx.ModelProto:
+    def decoders(self) -> dict[Graph, onnx.ModelProto]:
         p = self.parameters
 
         def first_state(g: GraphBuilder, c: Value, z: Value) -> Value:
             return linear(g, p, "decoder.init", c, z)
 
-        return decoder_graph(
-            self._weights, p, self._model.tokens, self.sizes.by_axis(), first_state, word_step(p)
-        )
+        tokens, axes = self._model.tokens, self.sizes.by_axis()
+        return decoder_graphs(self._weights, p, tokens, axes, first_state, word_step(p), False)
 
     def _prior(self, g: GraphBuilder, c: Value, eps_prior: Value | None = None) -> Gaussian:
         """Emit p(z|c), or p(z|lambda) for draws of the prior's noise, (R, A1, E)."""

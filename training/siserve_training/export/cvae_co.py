@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import onnx
-from siserve.bundle.tensors import DECODER, PRIOR, SI_SAMPLER
+from siserve.bundle.tensors import PRIOR, SI_SAMPLER, Graph
 
-from siserve_training.export.decoder import decoder_graph
+from siserve_training.export.decoder import decoder_graphs
 from siserve_training.export.dense import Gaussian, linear, log_density, sample
 from siserve_training.export.encoder import (
     begin,
@@ -14,7 +14,7 @@ from siserve_training.export.encoder import (
 )
 from siserve_training.export.graph import GraphBuilder, Value
 from siserve_training.export.model import GraphSet, TrainedModel
-from siserve_training.export.recurrent import gru_step, utterance_vectors
+from siserve_training.export.recurrent import gates_of, gru_step, utterance_vectors
 from siserve_training.export.sizes import AxisSizes
 from siserve_training.export.softplus import softplus_head
 from siserve_training.export.weights import Parameters, WeightStore
@@ -37,7 +37,7 @@ def graphs(model: TrainedModel, weights: WeightStore) -> GraphSet:
     own = {
         PRIOR: emitter.prior(),
         SI_SAMPLER: emitter.sampler(),
-        DECODER: emitter.decoder(),
+        **emitter.decoders(),
     }
     return finished(model, weights, p, sizes, own)
 
@@ -78,7 +78,7 @@ class _CVAECO:
         }
         return g.build(SI_SAMPLER, outputs, self.sizes.by_axis())
 
-    def decoder(self) -> onnx.ModelProto:
+    def decoders(self) -> dict[Graph, onnx.ModelProto]:
         p = self.parameters
 
         def first_state(g: GraphBuilder, c: Value, z: Value) -> Value:
@@ -91,11 +91,12 @@ class _CVAECO:
             parts = b.integers(self._hidden, self._constant)
             hidden, told = b.ops("Split", 2, state, parts, axis=1)
             given = b.op("Concat", embedded, told, axis=1)
-            hidden = gru_step(b, p, "decoder.gru", given, hidden)
+            gates = gates_of(b, p, "decoder.gru", given)
+            hidden = gru_step(b, p, "decoder.gru", gates, hidden, is_bounded=True)
             return hidden, b.op("Concat", hidden, told, axis=1)
 
-        sizes = self.sizes.by_axis()
-        return decoder_graph(self._weights, p, self._model.tokens, sizes, first_state, step)
+        tokens, axes = self._model.tokens, self.sizes.by_axis()
+        return decoder_graphs(self._weights, p, tokens, axes, first_state, step, True)
 
     def _prior(self, g: GraphBuilder, c: Value) -> Gaussian:
         return self._head(g, "prior_net", c)

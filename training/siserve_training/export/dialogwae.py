@@ -10,9 +10,9 @@ from __future__ import annotations
 import math
 
 import onnx
-from siserve.bundle.tensors import DECODER, PRIOR, SI_SAMPLER
+from siserve.bundle.tensors import PRIOR, SI_SAMPLER, Graph
 
-from siserve_training.export.decoder import decoder_graph
+from siserve_training.export.decoder import decoder_graphs, word_step
 from siserve_training.export.dense import Gaussian, linear, normal_cdf, sample
 from siserve_training.export.encoder import (
     begin,
@@ -22,7 +22,7 @@ from siserve_training.export.encoder import (
 )
 from siserve_training.export.graph import GraphBuilder, Value
 from siserve_training.export.model import GraphSet, TrainedModel
-from siserve_training.export.recurrent import gru_step, utterance_vectors
+from siserve_training.export.recurrent import utterance_vectors
 from siserve_training.export.sizes import AxisSizes
 from siserve_training.export.weights import Parameters, WeightStore
 
@@ -49,7 +49,7 @@ def graphs(model: TrainedModel, weights: WeightStore) -> GraphSet:
     own = {
         PRIOR: _prior(model, weights, p, sizes),
         SI_SAMPLER: _si_sampler(model, weights, p, sizes),
-        DECODER: _decoder(model, weights, p, sizes),
+        **_decoders(model, weights, p, sizes),
     }
     return finished(model, weights, p, sizes, own, _TRAINING_ONLY)
 
@@ -97,18 +97,14 @@ def _si_sampler(
     return g.build(SI_SAMPLER, outputs, sizes.by_axis())
 
 
-def _decoder(
+def _decoders(
     model: TrainedModel, weights: WeightStore, p: Parameters, sizes: AxisSizes
-) -> onnx.ModelProto:
+) -> dict[Graph, onnx.ModelProto]:
     def first_state(g: GraphBuilder, c: Value, z: Value) -> Value:
         return g.op("Concat", z, c, axis=1)
 
-    def step(b: GraphBuilder, token: Value, state: Value) -> tuple[Value, Value]:
-        embedded = b.rows_of("embedding.weight", p["embedding.weight"], token)  # (R, W)
-        state = gru_step(b, p, "decoder.gru", embedded, state)
-        return state, state
-
-    return decoder_graph(weights, p, model.tokens, sizes.by_axis(), first_state, step)
+    axes = sizes.by_axis()
+    return decoder_graphs(weights, p, model.tokens, axes, first_state, word_step(p), False)
 
 
 def _hidden(g: GraphBuilder, p: Parameters, name: str, *features: Value) -> Value:

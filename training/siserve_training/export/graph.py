@@ -9,7 +9,7 @@ four files share; and they must not change when torch does. Only numpy and onnx 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NewType
+from typing import Any, Literal, NewType, TypeVar
 
 import numpy as np
 import onnx
@@ -21,8 +21,10 @@ from siserve_training.export.weights import FloatArray, Place, WeightStore
 __all__ = ["ABSENT", "DYNAMIC_AXES", "Branch", "GraphBuilder", "Value", "place_weights"]
 
 Value = NewType("Value", str)
-Kind = Literal["float32", "float64", "int64", "int32", "bool"]
+Kind = Literal["float32", "float64", "int64", "int32", "int8", "bool"]
+Precision = Literal["float32", "int8"]
 Branch = Callable[["GraphBuilder"], Value]
+Made = TypeVar("Made")
 
 #: An optional input or output of an operator that is left out.
 ABSENT = Value("")
@@ -31,11 +33,13 @@ DYNAMIC_AXES = ("B", "U", "N", "T", "R", "K", "A1")
 
 _OPSET = 18
 _IR_VERSION = 8
+_CONTRIB = "com.microsoft"
 _TYPES = {
     "float32": onnx.TensorProto.FLOAT,
     "float64": onnx.TensorProto.DOUBLE,
     "int64": onnx.TensorProto.INT64,
     "int32": onnx.TensorProto.INT32,
+    "int8": onnx.TensorProto.INT8,
     "bool": onnx.TensorProto.BOOL,
 }
 
@@ -46,14 +50,21 @@ class GraphBuilder:
     Args:
         weights: the store that all graphs of a bundle share.
         parent: the graph around this one; weights and constants always go to the outermost.
+        precision: of the products that have a choice; that of the parent, if there is one.
     """
 
-    def __init__(self, weights: WeightStore, parent: GraphBuilder | None = None) -> None:
+    def __init__(
+        self,
+        weights: WeightStore,
+        parent: GraphBuilder | None = None,
+        precision: Precision = "float32",
+    ) -> None:
         self.weights = weights
+        self.precision: Precision = parent.precision if parent else precision
         self._root: GraphBuilder = parent._root if parent else self
         self._nodes: list[onnx.NodeProto] = []
         self._initializers: dict[str, onnx.TensorProto] = {}
-        self._known: dict[tuple[object, ...], Value] = {}
+        self._known: dict[tuple[object, ...], Any] = {}
         self._count = 0
 
     def op(self, kind: str, *inputs: Value, **attributes: Any) -> Value:
@@ -87,6 +98,19 @@ class GraphBuilder:
     def real(self, value: float) -> Value:
         """Return a single float32."""
         return self._constant(np.array(value, np.float32))
+
+    def byte(self, value: int) -> Value:
+        """Return a single uint8."""
+        return self._constant(np.array(value, np.uint8))
+
+    def once(self, key: str, make: Callable[[GraphBuilder], Made]) -> Made:
+        """Emit something in the outermost graph, the first time that it is asked for."""
+        made: Made = self._root._once((key,), make)
+        return made
+
+    def table(self, name: str, array: FloatArray) -> Value:
+        """Use a weight as it is stored, to gather rows of."""
+        return self._root._stored(name, array)
 
     def cast(self, value: Value, to: Kind) -> Value:
         """Convert a tensor to another type."""
@@ -178,12 +202,17 @@ class GraphBuilder:
         )
         model = helper.make_model(
             proto,
-            opset_imports=[helper.make_opsetid("", _OPSET)],
+            opset_imports=[helper.make_opsetid(*domain) for domain in self._domains()],
             ir_version=_IR_VERSION,
             producer_name="siserve",
         )
         helper.set_model_props(model, _properties(graph, sizes))
         return model
+
+    def _domains(self) -> list[tuple[str, int]]:
+        """Name the sets of operators; onnxruntime's own one only where its operators are used."""
+        contrib = [(_CONTRIB, 1)] if self.precision == "int8" else []
+        return [("", _OPSET), *contrib]
 
     def _branch(self, make: Branch, kind: Kind) -> onnx.GraphProto:
         body = GraphBuilder(self.weights, self)
@@ -191,10 +220,11 @@ class GraphBuilder:
         output = helper.make_tensor_value_info(result, _TYPES[kind], None)
         return helper.make_graph(body._nodes, self._fresh("branch"), [], [output])
 
-    def _once(self, key: tuple[object, ...], make: Callable[[GraphBuilder], Value]) -> Value:
+    def _once(self, key: tuple[object, ...], make: Callable[[GraphBuilder], Made]) -> Made:
         if key not in self._known:
             self._known[key] = make(self)
-        return self._known[key]
+        known: Made = self._known[key]
+        return known
 
     def _constant(self, array: np.ndarray[Any, Any]) -> Value:
         def make(root: GraphBuilder) -> Value:

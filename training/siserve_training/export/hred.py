@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import onnx
-from siserve.bundle.tensors import DECODER, PRIOR, SI_SAMPLER
+from siserve.bundle.tensors import PRIOR, SI_SAMPLER, Graph
 
-from siserve_training.export.decoder import decoder_graph, word_step
+from siserve_training.export.decoder import decoder_graphs, word_step
 from siserve_training.export.dense import linear
 from siserve_training.export.encoder import (
     begin,
@@ -36,7 +36,7 @@ def graphs(model: TrainedModel, weights: WeightStore) -> GraphSet:
     own = {
         PRIOR: _prior(weights, sizes),
         SI_SAMPLER: _sampler(weights, sizes),
-        DECODER: _decoder(model, weights, p, sizes),
+        **_decoders(model, weights, p, sizes),
     }
     return finished(model, weights, p, sizes, own)
 
@@ -58,10 +58,11 @@ def _zeros_like(g: GraphBuilder, value: Value) -> Value:
     return g.op("Expand", g.real(0.0), g.op("Shape", value))
 
 
-def _decoder(
+def _decoders(
     model: TrainedModel, weights: WeightStore, p: Parameters, sizes: AxisSizes
-) -> onnx.ModelProto:
+) -> dict[Graph, onnx.ModelProto]:
     def first_state(g: GraphBuilder, c: Value, z: Value) -> Value:
         return linear(g, p, "decoder.init", c)
 
-    return decoder_graph(weights, p, model.tokens, sizes.by_axis(), first_state, word_step(p))
+    axes = sizes.by_axis()
+    return decoder_graphs(weights, p, model.tokens, axes, first_state, word_step(p), False)

@@ -7,9 +7,9 @@ sampling from the prior is the whole model's.
 from __future__ import annotations
 
 import onnx
-from siserve.bundle.tensors import CONTEXT_ENCODER, DECODER, PRIOR, SI_SAMPLER
+from siserve.bundle.tensors import CONTEXT_ENCODER, PRIOR, SI_SAMPLER, Graph
 
-from siserve_training.export.decoder import decoder_graph
+from siserve_training.export.decoder import decoder_graphs
 from siserve_training.export.dense import Gaussian, Noise, log_density, sample
 from siserve_training.export.encoder import begin, finished
 from siserve_training.export.graph import GraphBuilder, Value
@@ -38,7 +38,7 @@ def graphs(model: TrainedModel, weights: WeightStore) -> GraphSet:
         CONTEXT_ENCODER: emitter.no_context(),
         PRIOR: emitter.prior(),
         SI_SAMPLER: emitter.sampler(),
-        DECODER: emitter.decoder(),
+        **emitter.decoders(),
     }
     return finished(model, weights, emitter.parameters, emitter.sizes, own)
 
@@ -93,7 +93,7 @@ class _SentenceVAE:
         outputs = {"z": z, "log_q_z": log_q(z), "log_p_z": log_p}
         return g.build(SI_SAMPLER, outputs, self.sizes.by_axis())
 
-    def decoder(self) -> onnx.ModelProto:
+    def decoders(self) -> dict[Graph, onnx.ModelProto]:
         """Carry [state, cell, z] from step to step."""
         p = self.parameters
         kernel = p["decoder.init.weight"].T
@@ -110,5 +110,5 @@ class _SentenceVAE:
             state, cell = lstm_step(b, p, "decoder.lstm", told, state, cell)
             return state, b.op("Concat", state, cell, z, axis=1)
 
-        sizes = self.sizes.by_axis()
-        return decoder_graph(self._weights, p, self._model.tokens, sizes, first_state, step)
+        tokens, axes = self._model.tokens, self.sizes.by_axis()
+        return decoder_graphs(self._weights, p, tokens, axes, first_state, step, True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from siserve_training.export.graph import GraphBuilder, Value
+from siserve_training.export.products import Rows
+from siserve_training.export.recurrent import gates_of, state_layer
 from siserve_training.export.weights import FloatArray, Parameters
 
 __all__ = ["lstm_last_state", "lstm_step"]
@@ -44,17 +46,12 @@ def lstm_step(
 ) -> tuple[Value, Value]:
     """Take one step of an LSTM, inputs (R, F), state and cell (R, H) each, to state and cell."""
     hidden = p.shape(f"{name}.weight_hh_l0")[1]
-    sums = g.op("Add", _gates(g, p, name, "ih", x), _gates(g, p, name, "hh", state))  # (R, 4H)
+    from_state = state_layer(g, p, name).apply(g, Rows.of(g, state, is_bounded=True))
+    sums = g.op("Add", gates_of(g, p, name, x), from_state)  # (R, 4H)
     i, f, candidate, o = g.ops("Split", 4, sums, g.integers(*(4 * [hidden])), axis=1)
     kept = g.op("Mul", g.op("Sigmoid", f), cell)
     cell = g.op("Add", kept, g.op("Mul", g.op("Sigmoid", i), g.op("Tanh", candidate)))
     return g.op("Mul", g.op("Sigmoid", o), g.op("Tanh", cell)), cell
-
-
-def _gates(g: GraphBuilder, p: Parameters, name: str, part: str, x: Value) -> Value:
-    kernel = g.weight(f"{name}.kernel_{part}", p[f"{name}.weight_{part}_l0"].T)
-    bias = g.weight(f"{name}.bias_{part}", p[f"{name}.bias_{part}_l0"])
-    return g.op("Add", g.op("MatMul", x, kernel), bias)
 
 
 def _iofg(rows: FloatArray) -> FloatArray:

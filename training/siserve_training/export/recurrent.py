@@ -12,17 +12,27 @@ from typing import Literal
 import numpy as np
 
 from siserve_training.export.graph import GraphBuilder, Value
+from siserve_training.export.products import Affine, Rows
 from siserve_training.export.weights import FloatArray, Parameters
 
 __all__ = [
     "Encode",
     "context_state",
     "count_real",
+<<<<<<< HEAD
     "dialog_state",
+=======
+    "gates_of",
+    "gates_of_word",
+>>>>>>> 3d761ea (Decoder: a step without matrices that are copied or masked; a twin whose products are in 8-bit integers)
     "gru_last_state",
     "gru_step",
+    "state_layer",
     "utterance_vectors",
 ]
+
+#: Numbers in a table of what words add to gates; 64 MiB in float32.
+_LARGEST_TABLE = 16 << 20
 
 #: (graph, weights, ids padded by 0, (N, T)) to vectors, (N, F).
 Encode = Callable[[GraphBuilder, Parameters, Value], Value]
@@ -124,11 +134,24 @@ def dialog_state(
     return gru_last_state(g, p, "context_encoder.gru", by_time, lengths)
 
 
-def gru_step(g: GraphBuilder, p: Parameters, name: str, x: Value, state: Value) -> Value:
-    """Take one step of a GRU, inputs (R, F) and states (R, H) to states (R, H)."""
+def gru_step(
+    g: GraphBuilder, p: Parameters, name: str, from_x: Value, state: Value, is_bounded: bool
+) -> Value:
+    """Take one step of a GRU.
+
+    Args:
+        g: the graph.
+        p: the model's weights; `name` is the path of an nn.GRU of one layer.
+        name: path of the GRU.
+        from_x: what `gates_of` or `gates_of_word` makes of the inputs, (R, 3H).
+        state: (R, H).
+        is_bounded: whether states lie in [-1, 1] by construction.
+
+    Returns:
+        The following states, (R, H).
+    """
     hidden = p.shape(f"{name}.weight_hh_l0")[1]
-    from_x = _gates(g, p, name, "ih", x)  # (R, 3H)
-    from_state = _gates(g, p, name, "hh", state)  # (R, 3H)
+    from_state = state_layer(g, p, name).apply(g, Rows.of(g, state, is_bounded))  # (R, 3H)
     parts = g.integers(2 * hidden, hidden)
     x_rz, x_n = g.ops("Split", 2, from_x, parts, axis=1)
     h_rz, h_n = g.ops("Split", 2, from_state, parts, axis=1)
@@ -138,16 +161,45 @@ def gru_step(g: GraphBuilder, p: Parameters, name: str, x: Value, state: Value) 
     return g.op("Add", n, g.op("Mul", z, g.op("Sub", state, n)))  # (1 - z) n + z h
 
 
+def gates_of(g: GraphBuilder, p: Parameters, name: str, x: Value) -> Value:
+    """Emit what inputs, (R, F), add to the gates of a GRU or an LSTM: (R, gates * H)."""
+    kernel, bias = _kernel_and_bias(g, p, name, "ih")
+    return g.op("Add", g.op("MatMul", x, kernel), bias)
+
+
+def gates_of_word(g: GraphBuilder, p: Parameters, name: str, token: Value) -> Value:
+    """Emit the same for words that are told and nothing else, (R,) to (R, gates * H).
+
+    The product of the whole embedding with the weights is formed when the graph is loaded, and a
+    step gathers rows of it, unless it would take more than 64 MiB.
+    """
+    embedding = p["embedding.weight"]
+    if embedding.shape[0] * p.shape(f"{name}.weight_ih_l0")[0] > _LARGEST_TABLE:
+        return gates_of(g, p, name, g.rows_of("embedding.weight", embedding, token))
+    table = g.once(
+        f"{name}.gates_of_words",
+        lambda root: gates_of(root, p, name, root.weight("embedding.weight", embedding)),
+    )
+    return g.op("Gather", table, token)
+
+
 def count_real(g: GraphBuilder, ids: Value) -> Value:
     """Count the entries of each row that are not padding, (N, T) to (N,)."""
     is_real = g.op("Not", g.op("Equal", ids, g.integer(0)))
     return g.reduce("ReduceSum", g.cast(is_real, "int64"), 1)
 
 
-def _gates(g: GraphBuilder, p: Parameters, name: str, part: str, x: Value) -> Value:
+def state_layer(g: GraphBuilder, p: Parameters, name: str) -> Affine:
+    """Return the layer by which the last state enters the gates of a GRU or an LSTM."""
+    return g.once(
+        f"{name}.state_layer",
+        lambda root: Affine.of(root, *_kernel_and_bias(root, p, name, "hh")),
+    )
+
+
+def _kernel_and_bias(g: GraphBuilder, p: Parameters, name: str, part: str) -> tuple[Value, Value]:
     kernel = g.weight(f"{name}.kernel_{part}", p[f"{name}.weight_{part}_l0"].T)
-    bias = g.weight(f"{name}.bias_{part}", p[f"{name}.bias_{part}_l0"])
-    return g.op("Add", g.op("MatMul", x, kernel), bias)
+    return kernel, g.weight(f"{name}.bias_{part}", p[f"{name}.bias_{part}_l0"])
 
 
 def _zrh(rows: FloatArray) -> FloatArray:

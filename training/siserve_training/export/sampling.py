@@ -2,8 +2,9 @@
 
 Block sums of the probabilities, a prefix sum over the blocks, then a prefix sum inside the chosen
 block: about two hundred additions in sequence instead of ten thousand. What only some requests ask
-for (greedy rows, top-k, top-p) runs in a branch that is skipped when no row asks; no branch mixes
-rows, so a row's token never depends on its neighbours.
+for (greedy rows, top-k, top-p) runs in a branch that is skipped when no row asks, and a branch
+gives tokens, never a matrix, which it would copy. No branch mixes rows, so a row's token never
+depends on its neighbours.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ class Options:
         any_drawn: whether any row that is not forced throughout is to be drawn, ().
         any_greedy: the same for the likeliest token, ().
         any_truncated: whether any row asks for top-k or top-p, ().
+        any_forced: whether any token is given, ().
     """
 
     inverse_temperature: Value
@@ -62,10 +64,11 @@ class Options:
     any_drawn: Value
     any_greedy: Value
     any_truncated: Value
+    any_forced: Value
 
 
 def read_options(
-    g: GraphBuilder, temperature: Value, top_k: Value, top_p: Value, is_free: Value
+    g: GraphBuilder, temperature: Value, top_k: Value, top_p: Value, forced: Value
 ) -> Options:
     """Work out once for all steps what the rows ask for.
 
@@ -74,13 +77,15 @@ def read_options(
         temperature: 0 = the likeliest token, (R,).
         top_k: 0 = off, (R,).
         top_p: 1 = off, (R,).
-        is_free: whether a row has a step whose token is not forced, (R,).
+        forced: the token of a step, -1 for none, (K, R).
     """
     is_greedy = g.op("LessOrEqual", temperature, g.real(0.0))
     inverse = g.op("Reciprocal", g.op("Max", temperature, g.real(_MIN_TEMPERATURE)))
     inverse = g.op("Where", is_greedy, g.real(1.0), inverse)
     asks_k = g.op("Greater", top_k, g.integer(0))
     asks_p = g.op("Less", top_p, g.real(1.0))
+    least, most = (g.reduce(kind, forced, 0) for kind in ("ReduceMin", "ReduceMax"))  # (R,)
+    is_free = g.op("Less", least, g.integer(0))
     return Options(
         inverse_temperature=g.unsqueeze(inverse, 1),
         is_greedy=is_greedy,
@@ -89,25 +94,32 @@ def read_options(
         any_drawn=g.any(g.op("And", is_free, g.op("Not", is_greedy))),
         any_greedy=g.any(g.op("And", is_free, is_greedy)),
         any_truncated=g.any(g.op("Or", asks_k, asks_p)),
+        any_forced=g.any(g.op("GreaterOrEqual", most, g.integer(0))),
     )
 
 
 def choose_token(
-    g: GraphBuilder, logits: Value, mask: Value, uniform: Value, options: Options, blocks: Blocks
+    g: GraphBuilder,
+    logits: Value,
+    barred: Value,
+    is_barred: Value,
+    uniform: Value,
+    options: Options,
+    blocks: Blocks,
 ) -> Value:
     """Emit the choice of a token for each row, (R,) int64.
 
     Args:
         g: the graph.
-        logits: (R, words).
-        mask: 0 for words that may be chosen, very negative for the others; broadcasts to logits.
+        logits: (R, words); very negative where a word may not be chosen.
+        barred: added to the logits of rows that may not end yet, (words,).
+        is_barred: which rows those are, (R,).
         uniform: in [0, 1), (R,).
         options: what the rows ask for.
         blocks: the vocabulary as a rectangle.
     """
 
-    def choose(b: GraphBuilder) -> Value:
-        scaled = b.op("Add", b.op("Mul", logits, options.inverse_temperature), mask)
+    def choose(b: GraphBuilder, scaled: Value) -> Value:
         drawn = b.when(
             options.any_drawn,
             lambda branch: _draw(branch, scaled, uniform, options, blocks),
@@ -122,8 +134,21 @@ def choose_token(
         )
         return b.op("Where", options.is_greedy, likeliest, drawn)
 
+    def among_all(b: GraphBuilder) -> Value:
+        return choose(b, b.op("Mul", logits, options.inverse_temperature))
+
+    def among_barred(b: GraphBuilder) -> Value:
+        scaled = b.op("Mul", logits, options.inverse_temperature)
+        fewer = b.op("Add", scaled, barred)
+        return choose(b, b.op("Where", b.unsqueeze(is_barred, 1), fewer, scaled))
+
     any_chosen = g.op("Or", options.any_drawn, options.any_greedy)
-    return g.when(any_chosen, choose, _no_token(uniform), "int64")
+    return g.when(
+        any_chosen,
+        lambda b: b.when(b.any(is_barred), among_barred, among_all, "int64"),
+        _no_token(uniform),
+        "int64",
+    )
 
 
 def _no_token(rows: Value) -> Branch:
@@ -134,41 +159,45 @@ def _draw(
     g: GraphBuilder, scaled: Value, uniform: Value, options: Options, blocks: Blocks
 ) -> Value:
     probabilities = g.op("Softmax", scaled, axis=1)  # (R, words)
-    kept = g.when(
-        options.any_truncated,
-        lambda branch: _truncate(branch, probabilities, options, blocks.words),
-        lambda branch: probabilities,
-        "float32",
-    )
-    rectangle = g.reshape(kept, 0, blocks.count, blocks.size)  # (R, count, size)
-    sums = g.reduce("ReduceSum", rectangle, 2)  # (R, count)
     u = g.unsqueeze(uniform, 1)  # (R, 1)
-    block, rest = _invert(g, sums, u)
+    return g.when(
+        options.any_truncated,
+        lambda b: _invert_blocks(b, _truncate(b, probabilities, options, blocks.words), u, blocks),
+        lambda b: _invert_blocks(b, probabilities, u, blocks),
+        "int64",
+    )
+
+
+def _invert_blocks(g: GraphBuilder, masses: Value, u: Value, blocks: Blocks) -> Value:
+    """Find the word whose prefix sum exceeds u times the total, (R,)."""
+    rectangle = g.reshape(masses, 0, blocks.count, blocks.size)  # (R, count, size)
+    sums = g.reduce("ReduceSum", rectangle, 2)  # (R, count)
+    prefix, target, block = _invert(g, sums, u)
+    end = g.op("GatherElements", prefix, block, axis=1)
+    mass = g.op("GatherElements", sums, block, axis=1)
+    reached = g.op("Div", g.op("Sub", target, g.op("Sub", end, mass)), mass)
+    rest = g.op("Clip", reached, g.real(0.0), g.real(_BELOW_ONE))  # how far into the block
     inside = g.op("GatherND", rectangle, block, batch_dims=1)  # (R, size)
-    word, _ = _invert(g, inside, rest)
+    _, _, word = _invert(g, inside, rest)
     token = g.op("Add", g.op("Mul", block, g.integer(blocks.size)), word)  # (R, 1)
     return g.op("Squeeze", token, g.integers(1))
 
 
-def _invert(g: GraphBuilder, masses: Value, u: Value) -> tuple[Value, Value]:
+def _invert(g: GraphBuilder, masses: Value, u: Value) -> tuple[Value, Value, Value]:
     """Find the first place whose prefix sum exceeds u times the total.
 
     That place has positive mass, whatever the rounding: u times the total stays below the total,
     and a prefix sum grows only where there is mass.
 
     Returns:
-        The place, (R, 1) int64, and how far into it u reached, in [0, 1), (R, 1).
+        Prefix sums, (R, n), u times the total, (R, 1), and the place, (R, 1) int64.
     """
     prefix = g.op("CumSum", masses, g.integer(1))  # (R, n)
     total = g.op("Gather", prefix, g.integers(-1), axis=1)  # (R, 1)
     target = g.op("Mul", g.op("Min", u, g.real(_BELOW_ONE)), total)
     is_passed = g.op("LessOrEqual", prefix, target)
     place = g.reduce("ReduceSum", g.cast(is_passed, "int64"), 1, keep=True)  # (R, 1)
-    end = g.op("GatherElements", prefix, place, axis=1)
-    mass = g.op("GatherElements", masses, place, axis=1)
-    start = g.op("Sub", end, mass)
-    reached = g.op("Div", g.op("Sub", target, start), mass)
-    return place, g.op("Clip", reached, g.real(0.0), g.real(_BELOW_ONE))
+    return prefix, target, place
 
 
 def _truncate(g: GraphBuilder, probabilities: Value, options: Options, words: int) -> Value:
