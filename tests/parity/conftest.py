@@ -20,7 +20,8 @@ class Graphs:
         self.path = path
         self.model = model
         self.sizes = sizes
-        files = [graph.file for graph in (*GRAPHS, *OPTIONAL_GRAPHS)]
+        graphs = (*GRAPHS, *OPTIONAL_GRAPHS)
+        files = [graph.file for graph in graphs if (path / graph.file).is_file()]
         self.sessions = {file: open_graph(path / file) for file in files}
 
     def run(self, name, **inputs):

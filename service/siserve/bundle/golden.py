@@ -67,11 +67,13 @@ class GoldenGraphs:
         }
         return np.repeat(self.run(CONTEXT_ENCODER, inputs)[0], ROWS, axis=0)  # (ROWS, C)
 
-    def latents(self, c: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return z of the prior, (ROWS, D)."""
-        z: NDArray[np.float32] = self.run(
-            PRIOR, {"c": c, "eps_z": pattern(ROWS, self.about.sizes.prior_noise)}
-        )[0]
+    def latents(
+        self, c: NDArray[np.float32], eps_z: NDArray[np.float32] | None = None
+    ) -> NDArray[np.float32]:
+        """Return z of the prior, (R, D), by noise (R, P) or, for ROWS rows, by a fixed pattern."""
+        if eps_z is None:
+            eps_z = pattern(ROWS, self.about.sizes.prior_noise)
+        z: NDArray[np.float32] = self.run(PRIOR, {"c": c, "eps_z": eps_z})[0]
         return z
 
     def decode(

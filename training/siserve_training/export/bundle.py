@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +15,7 @@ from siserve.bundle.context_text import ContextText
 from siserve.bundle.manifest import Description, Limits, Manifest, Sampling, Sizes
 from siserve.bundle.tensors import (
     CONTEXT_TOKENIZER_FILE,
+    DECODER_INT8,
     MODEL_CARD_FILE,
     TOKENIZER_FILE,
     WEIGHTS_FILE,
@@ -29,6 +30,7 @@ from siserve_training.export.graph import place_weights
 from siserve_training.export.model import GraphSet, TrainedModel
 from siserve_training.export.parity import check_parity
 from siserve_training.export.reference import Reference
+from siserve_training.export.trial import Example, try_int8
 from siserve_training.export.weights import (
     DType,
     FloatArray,
@@ -58,6 +60,7 @@ class Release:
         provenance: corpus, command, seeds, versions and so on.
         metrics: what was measured, by name.
         created: ISO time; "" is now.
+        trial: responses that the 8-bit decoder is tried on; none = the model's own.
     """
 
     name: str
@@ -69,6 +72,7 @@ class Release:
     provenance: Mapping[str, JsonValue] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
     created: str = ""
+    trial: Sequence[Example] = ()
 
 
 def export_bundle(
@@ -90,7 +94,8 @@ def export_bundle(
         dtype: of the stored weights; the graphs compute in float32 either way.
 
     Returns:
-        The manifest that was written; its metrics hold the largest difference found.
+        The manifest that was written; its metrics hold the largest difference found, and the
+        perplexity of the 8-bit decoder as a ratio, which is left out if that is off.
 
     Raises:
         ExportError: if the weights do not fit the method, or the graphs differ from the model.
@@ -109,18 +114,21 @@ def export_bundle(
         context_ids = model.sentence.vocabulary if model.sentence else 0
         parity = check_parity(folder, reference, model.tokens, built.sizes, num_topics, context_ids)
         largest = {"parity_largest_difference": max(parity.differences.values())}
+        trial = try_int8(folder, described, text, context_text, release.trial)
         described = described.model_copy(
             update={
-                "metrics": {**described.metrics, **largest},
+                "metrics": {**described.metrics, **largest, **trial.metrics()},
                 "golden": make_golden(folder, described, context_text),
+                "provenance": {**described.provenance, "int8_trial": trial.told},
             }
         )
+        left_out = set() if trial.passed else {DECODER_INT8.file}
         card = release.model_card or plain_card(described, dtype)
         files: dict[str, bytes | Path] = {
             TOKENIZER_FILE: tokenizer.encode(),
             MODEL_CARD_FILE: card.encode(),
             WEIGHTS_FILE: folder / WEIGHTS_FILE,
-            **{name: folder / name for name in built.graphs},
+            **{name: folder / name for name in built.graphs if name not in left_out},
         }
         if model.sentence:
             files[CONTEXT_TOKENIZER_FILE] = model.context_tokenizer.encode()

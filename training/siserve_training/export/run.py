@@ -21,6 +21,7 @@ from siserve_training.config import TrainConfig
 from siserve_training.export.bundle import Release, export_bundle
 from siserve_training.export.model import TrainedModel
 from siserve_training.export.torch_reference import ModelReference
+from siserve_training.export.trial import valid_examples
 from siserve_training.export.weights import DType, FloatArray
 from siserve_training.methods import load_method
 from siserve_training.models.pretrained import load_sentence_encoder
@@ -41,6 +42,7 @@ def export_run(
     model_card: str = "",
     metrics: Mapping[str, float] | None = None,
     provenance: Mapping[str, JsonValue] | None = None,
+    data: Path | None = None,
 ) -> Manifest:
     """Export a checkpoint of a run.
 
@@ -55,6 +57,8 @@ def export_run(
         model_card: Markdown; "" writes a plain card from the facts.
         metrics: added to those of the run's last validation at or before the checkpoint.
         provenance: added to what the run knows of itself.
+        data: folder of the corpus, whose valid split the 8-bit decoder is tried on; None to try
+            it on the model's own responses.
 
     Returns:
         The manifest that was written.
@@ -102,6 +106,7 @@ def export_run(
         ),
         provenance={**_provenance(run, config, folder), **(provenance or {})},
         metrics={**_valid_metrics(run, folder), **(metrics or {})},
+        trial=valid_examples(data, config.context_utterances) if data else (),
     )
 
     def reference(rounded: Mapping[str, FloatArray]) -> ModelReference:
