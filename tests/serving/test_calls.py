@@ -24,6 +24,7 @@ from siserve.serving.metrics import Metrics
 from siserve.serving.models import embedded_bundle
 from siserve.serving.requests import RequestLimits
 from siserve.serving.scoring import ScoreJob, estimate
+from siserve.serving.sessions import Placement
 from siserve.v1 import dialog_pb2, dialog_pb2_grpc
 from siserve_training.data.batches import DialogBatch
 from siserve_training.evaluation.bundle_system import BundleSystem
@@ -149,7 +150,9 @@ def test_a_variation_beyond_its_bounds_is_refused_by_name(client, response, scal
 
 def test_variants_are_nearer_to_the_response_than_fresh_responses_are():
     observer = Metrics().engine_observer()
-    model = load_model(embedded_bundle(), "cpu", 1, RequestLimits(), EngineOptions(), observer)
+    model = load_model(
+        embedded_bundle(), Placement("cpu", threads=1), RequestLimits(), EngineOptions(), observer
+    )
     model.start()
     try:
         context = [("A", "do you have any pets")]

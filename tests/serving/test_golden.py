@@ -17,11 +17,14 @@ from siserve.serving.engine import EngineOptions
 from siserve.serving.loading import load_model
 from siserve.serving.metrics import Metrics
 from siserve.serving.requests import RequestLimits
+from siserve.serving.sessions import Placement
 
 
 def load(bundle: Path, threads: int = 1) -> None:
     observer = Metrics().engine_observer()
-    load_model(bundle, "cpu", threads, RequestLimits(), EngineOptions(), observer)
+    load_model(
+        bundle, Placement("cpu", threads=threads), RequestLimits(), EngineOptions(), observer
+    )
 
 
 def sign_again(bundle: Path, **changes: object) -> Path:

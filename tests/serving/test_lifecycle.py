@@ -19,6 +19,7 @@ from siserve.serving.engine import EngineOptions
 from siserve.serving.loading import load_model
 from siserve.serving.metrics import Metrics
 from siserve.serving.requests import RequestLimits
+from siserve.serving.sessions import Placement
 from siserve.v1 import dialog_pb2_grpc
 
 DIALOG = [("A", "hi , how was your weekend?")]
@@ -167,7 +168,7 @@ def test_a_damaged_bundle_is_not_loaded(bundle, tmp_path, name):
     damaged = damage(bundle, tmp_path / "damaged", name)
     observer = Metrics().engine_observer()
     with pytest.raises(BundleError) as refused:
-        load_model(damaged, "cpu", 1, RequestLimits(), EngineOptions(), observer)
+        load_model(damaged, Placement("cpu", threads=1), RequestLimits(), EngineOptions(), observer)
     assert refused.value.file == name
 
 

@@ -12,7 +12,7 @@ from siserve.serving.loading import load_model
 from siserve.serving.metrics import Metrics
 from siserve.serving.models import Models, embedded_bundle
 from siserve.serving.requests import RequestLimits
-from siserve.serving.sessions import default_threads
+from siserve.serving.sessions import Placement
 from siserve.v1 import dialog_pb2
 
 __all__ = ["InProcess"]
@@ -32,8 +32,7 @@ class InProcess:
         """Load and warm up the model."""
         model = load_model(
             bundle or embedded_bundle(),
-            "cpu",
-            default_threads(),
+            Placement("cpu"),
             RequestLimits(),
             EngineOptions(),
             Metrics().engine_observer(),

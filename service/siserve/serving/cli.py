@@ -24,6 +24,12 @@ class _Device(StrEnum):
     CPU = "cpu"
 
 
+class _Precision(StrEnum):
+    AUTO = "auto"
+    FP32 = "fp32"
+    INT8 = "int8"
+
+
 class _LogFormat(StrEnum):
     TEXT = "text"
     JSON = "json"
@@ -94,8 +100,18 @@ def serve(
     ] = 9464,
     threads: Annotated[
         int,
-        typer.Option(min=0, envvar="SISERVE_THREADS", help="CPU threads of the model; 0 = auto."),
+        typer.Option(min=0, envvar="SISERVE_THREADS", help="CPU threads of one run; 0 = auto."),
     ] = 0,
+    workers: Annotated[
+        int,
+        typer.Option(
+            min=0, max=256, envvar="SISERVE_WORKERS", help="Decode at once; 0 = one a core."
+        ),
+    ] = 0,
+    precision: Annotated[
+        _Precision,
+        typer.Option(envvar="SISERVE_PRECISION", help="auto is int8 where it was tried."),
+    ] = _Precision.AUTO,
     max_responses: Annotated[
         int, typer.Option(min=1, envvar="SISERVE_MAX_RESPONSES", help="Largest n of a request.")
     ] = 64,
@@ -246,6 +262,7 @@ def serve(
     from siserve.serving.options import ConnectionLimits, ServerOptions
     from siserve.serving.requests import RequestLimits
     from siserve.serving.server import run_server
+    from siserve.serving.sessions import Placement
     from siserve.serving.tls import CertificateFiles
 
     start_log(log_format.value)
@@ -254,13 +271,12 @@ def serve(
         model_dir=model_dir,
         watch_seconds=watch_seconds,
         admin=admin,
-        device=device.value,
+        placement=Placement(device.value, precision.value, threads),
         host=host,
         port=port,
         http_port=http_port,
         metrics_host=metrics_host,
         metrics_port=metrics_port,
-        threads=threads,
         drain_seconds=drain_seconds,
         notice_seconds=notice_seconds,
         reflection=reflection,
@@ -277,7 +293,11 @@ def serve(
             max_score_samples,
         ),
         engine=EngineOptions(
-            max_queue_rows, max_rows, oversample=oversample, cache_utterances=cache_utterances
+            workers,
+            max_queue_rows,
+            max_rows,
+            oversample=oversample,
+            cache_utterances=cache_utterances,
         ),
         connections=ConnectionLimits(
             max_message_bytes, max_metadata_bytes, max_streams, idle_seconds, handshake_seconds

@@ -58,6 +58,7 @@ class DialogModel:
     engine: Engine
     limits: RequestLimits
     device: str
+    precision: str
 
     @property
     def full_name(self) -> str:
@@ -177,6 +178,7 @@ class DialogModel:
             created=manifest.created,
             sha256=manifest.sha256,
             device=self.device,
+            precision=self.precision,
             num_parameters=manifest.sizes.num_parameters,
             vocabulary_size=manifest.sizes.vocabulary,
             context_utterances=manifest.limits.context_utterances,

@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from siserve.bundle.manifest import Manifest, Sizes
+from siserve.bundle.manifest import Sizes
 from siserve.bundle.selection import consensus, select_diverse
 from siserve.serving import noise
-from siserve.serving.encoding import Context, ContextEncoder
+from siserve.serving.encoding import Context
+from siserve.serving.rows import Ended
 from siserve.serving.sessions import AnyArray, Sessions
 
 __all__ = [
@@ -22,7 +23,7 @@ __all__ = [
     "Job",
     "Row",
     "Variation",
-    "row_axis",
+    "latents",
 ]
 
 
@@ -98,113 +99,116 @@ class Job:
 
 
 class Flight:
-    """A job in flight: the state of its rows that have not ended, and what all rows produced."""
+    """A job in flight: what its rows have produced.
+
+    Attributes:
+        decode_seconds: time of the chunks that it was part of.
+    """
 
     def __init__(
-        self,
-        job: Job,
-        num_candidates: int,
-        encoder: ContextEncoder,
-        sessions: Sessions,
-        manifest: Manifest,
+        self, job: Job, num_candidates: int, queue_seconds: float, encode_seconds: float
     ) -> None:
-        """Encode the job's context once and draw a latent for each candidate, at least job.n."""
+        """Begin without any row.
+
+        Args:
+            job: what was asked.
+            num_candidates: how many rows it has, at least job.n.
+            queue_seconds: how long it waited.
+            encode_seconds: how long encoding took, that of others included.
+        """
         self.job = job
-        self._end = manifest.tokens.end
-        self.queue_seconds = time.monotonic() - job.submitted
-        started = time.perf_counter()
-        self._alive = np.arange(num_candidates)
-        c = encoder.encode([job.context])
-        self._c = np.repeat(c, num_candidates, axis=0)  # (R, C)
-        self._z = _draw_latents(job, self._alive, self._c, sessions, manifest.sizes)  # (R, D)
-        self.encode_seconds = time.perf_counter() - started
         self.decode_seconds = 0.0
-        self._state = np.zeros((num_candidates, manifest.sizes.state), dtype=np.float32)
-        self._token = np.full(num_candidates, manifest.tokens.start)
-        self._step = 0
-        self._tokens = np.full((num_candidates, job.max_tokens), self._end)
-        self._log_probs = np.zeros((num_candidates, job.max_tokens), dtype=np.float32)
+        self._queue_seconds = queue_seconds
+        self._encode_seconds = encode_seconds
+        self._done: list[Row | None] = [None] * num_candidates
+        self._untold: list[tuple[int, Row]] = []
+        self._num_left = num_candidates
 
     @property
-    def num_rows(self) -> int:
-        """Rows that have not ended."""
-        return len(self._alive)
+    def is_complete(self) -> bool:
+        """Whether all of its rows have ended."""
+        return not self._num_left
 
-    def decoder_inputs(self, num_steps: int) -> dict[str, NDArray[np.generic]]:
-        """Return the decoder's inputs for the next chunk."""
-        rows = self.num_rows
-        return {
-            "c": self._c,
-            "z": self._z,
-            "state": self._state,
-            "token": self._token,
-            "uniform": noise.uniforms(self.job.seed, self._alive, self._step, num_steps),
-            "forced": np.full((num_steps, rows), -1),
-            "temperature": np.full(rows, self.job.temperature, dtype=np.float32),
-            "top_k": np.full(rows, self.job.top_k),
-            "top_p": np.full(rows, self.job.top_p, dtype=np.float32),
-        }
+    def uniforms(self) -> NDArray[np.float32]:
+        """Draw the number that each row takes at each step, (R, max_tokens)."""
+        rows = np.arange(len(self._done))
+        return noise.uniforms(self.job.seed, rows, 0, self.job.max_tokens).T
 
-    def take(
-        self,
-        tokens: NDArray[np.int64],
-        log_probs: NDArray[np.float32],
-        state: NDArray[np.float32],
-        seconds: float,
-    ) -> None:
-        """Keep what a chunk produced, (K, R) each, and let go of the rows that ended."""
-        self.decode_seconds += seconds
-        used = min(len(tokens), self.job.max_tokens - self._step)
-        steps = slice(self._step, self._step + used)
-        self._tokens[self._alive, steps] = tokens[:used].T
-        self._log_probs[self._alive, steps] = log_probs[:used].T
-        self._step += used
-        goes_on = tokens[-1] != self._end
-        if self._step == self.job.max_tokens:
-            goes_on = np.zeros_like(goes_on)
+    def take(self, ended: Ended, end: int) -> None:
+        """Keep a row that ended; `end` is the end mark."""
+        tokens = ended.tokens.tolist()
+        has_ended = tokens[-1] == end
+        row = Row(
+            tuple(tokens[:-1] if has_ended else tokens),
+            float(ended.log_probs.sum(dtype=np.float64)),
+            has_ended,
+        )
+        self._done[ended.index] = row
+        self._untold.append((ended.index, row))
+        self._num_left -= 1
+
+    def tell(self) -> None:
+        """Tell whoever listens which responses are complete, unless they are chosen among more."""
         if self.job.on_rows is not None and not self.job.diversity:
-            ended = self._alive[~goes_on].tolist()
-            if ended:
-                self.job.on_rows([(index, self._row(index)) for index in ended])
-        self._alive = self._alive[goes_on]
-        self._c, self._z = self._c[goes_on], self._z[goes_on]
-        self._state, self._token = state[goes_on], tokens[-1][goes_on]
+            self.job.on_rows(self._untold)
+        self._untold = []
 
     def generation(self) -> Generation:
         """Return the responses, in the order of their latents or, with diversity, of choice."""
-        rows = [self._row(index) for index in range(len(self._tokens))]
+        rows = [row for row in self._done if row is not None]
         if self.job.diversity:
             started = time.perf_counter()
             rows = _choose(rows, self.job.n, self.job.diversity)
             self.decode_seconds += time.perf_counter() - started
-        return Generation(tuple(rows), self.queue_seconds, self.encode_seconds, self.decode_seconds)
-
-    def _row(self, index: int) -> Row:
-        tokens, log_probs = self._tokens[index], self._log_probs[index]
-        (ends,) = np.nonzero(tokens == self._end)
-        length = int(ends[0]) if len(ends) else len(tokens)
-        return Row(
-            tuple(tokens[:length].tolist()),
-            float(log_probs[: length + 1].sum(dtype=np.float64)),
-            bool(len(ends)),
+        return Generation(
+            tuple(rows), self._queue_seconds, self._encode_seconds, self.decode_seconds
         )
 
 
-def _draw_latents(
-    job: Job, rows: NDArray[np.int64], c: AnyArray, sessions: Sessions, sizes: Sizes
+def latents(
+    jobs: Sequence[Job], counts: Sequence[int], c: AnyArray, sessions: Sessions, sizes: Sizes
 ) -> AnyArray:
-    """Draw z for each row from the prior, or around the response that is varied, (R, D)."""
-    if job.variation is None:
-        eps_z = noise.normals(job.seed, rows, sizes.prior_noise)  # (R, P)
-        (z,) = sessions.prior.run({"c": c, "eps_z": eps_z})
-        return z
-    scale = np.float32(job.variation.noise_scale)
-    eps_z = scale * noise.normals(job.seed, rows, sizes.latent, noise.Purpose.POSTERIOR)
-    eps_lam = scale * noise.normals(job.seed, rows, sizes.noise, noise.Purpose.LAMBDA)
+    """Draw z for each row of some jobs, from the prior or around the response that is varied.
+
+    Args:
+        jobs: those that are to start together.
+        counts: rows of each.
+        c: of each row, (R, C).
+        sessions: the graphs.
+        sizes: of the model.
+
+    Returns:
+        (R, D).
+    """
+    owners = np.repeat(np.arange(len(jobs)), counts)  # (R,)
+    from_prior = np.array([job.variation is None for job in jobs])[owners]
+    z = np.zeros((len(owners), sizes.latent), np.float32)
+    if from_prior.any():
+        eps_z = np.concatenate(
+            [
+                noise.normals(job.seed, np.arange(rows), sizes.prior_noise)
+                for job, rows in zip(jobs, counts, strict=True)
+                if job.variation is None
+            ]
+        )  # (R, P)
+        (z[from_prior],) = sessions.prior.run({"c": c[from_prior], "eps_z": eps_z})
+    for number, job in enumerate(jobs):
+        if job.variation is not None:
+            mine = owners == number
+            z[mine] = _around(job.variation, job.seed, c[mine], sessions, sizes)
+    return z
+
+
+def _around(
+    variation: Variation, seed: int, c: AnyArray, sessions: Sessions, sizes: Sizes
+) -> AnyArray:
+    scale, rows = np.float32(variation.noise_scale), np.arange(len(c))
+    eps_z = scale * noise.normals(seed, rows, sizes.latent, noise.Purpose.POSTERIOR)
+    eps_lam = scale * noise.normals(seed, rows, sizes.noise, noise.Purpose.LAMBDA)
     z, _, _ = sessions.si_sampler.run(
         {
             "c": c,
-            "response": np.tile(job.variation.response, (len(rows), 1)),  # (R, T)
+            "response": np.tile(variation.response, (len(rows), 1)),  # (R, T)
             "eps_lam": eps_lam[:, None],  # (R, 1, E): no auxiliary, no density is asked for
             "eps_z": eps_z,
         }
@@ -215,8 +219,3 @@ def _draw_latents(
 def _choose(candidates: list[Row], n: int, diversity: float) -> list[Row]:
     said = [row.tokens for row in candidates]
     return [candidates[i] for i in select_diverse(consensus(said), said, n, diversity)]
-
-
-def row_axis(name: str) -> int:
-    """Axis of a decoder input along which rows lie."""
-    return 1 if name in ("uniform", "forced") else 0

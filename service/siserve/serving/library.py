@@ -25,7 +25,6 @@ from siserve.serving.memory import give_back
 from siserve.serving.metrics import Metrics
 from siserve.serving.models import Models, embedded_bundle
 from siserve.serving.options import ServerOptions
-from siserve.serving.sessions import default_threads
 
 __all__ = ["Library", "open_library"]
 
@@ -142,9 +141,8 @@ def open_library(options: ServerOptions, metrics: Metrics) -> Library:
     """
 
     def load(path: Path) -> DialogModel:
-        threads = options.threads or default_threads()
         observer = metrics.engine_observer()
-        model = load_model(path, options.device, threads, options.limits, options.engine, observer)
+        model = load_model(path, options.placement, options.limits, options.engine, observer)
         model.start()
         return model
 

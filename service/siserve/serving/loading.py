@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from siserve.bundle.context_text import ContextText
@@ -10,18 +11,18 @@ from siserve.bundle.golden import GoldenGraphs, check_golden
 from siserve.bundle.tensors import CONTEXT_TOKENIZER_FILE, TOKENIZER_FILE
 from siserve.bundle.text import Text
 from siserve.bundle.verify import Bundle, open_bundle
+from siserve.serving.cores import usable_cores
 from siserve.serving.dialog_model import DialogModel
 from siserve.serving.engine import Engine, EngineOptions, Observer
 from siserve.serving.requests import RequestLimits
-from siserve.serving.sessions import Device, load_sessions
+from siserve.serving.sessions import Placement, load_sessions
 
 __all__ = ["load_model"]
 
 
 def load_model(
     path: Path,
-    device: Device,
-    threads: int,
+    placement: Placement,
     limits: RequestLimits,
     options: EngineOptions,
     observer: Observer,
@@ -30,16 +31,20 @@ def load_model(
 
     Raises:
         BundleError: if the bundle cannot be trusted or does not hold a dialog model.
-        UsageError: if the device cannot be had.
+        UsageError: if the device or the precision cannot be had.
     """
     bundle = open_bundle(path)
     manifest = bundle.manifest
     text = _load_text(bundle)
     context_text = _load_context_text(bundle) or text
-    sessions = load_sessions(bundle, device, threads)
+    threads = placement.threads_beside(options.workers)
+    sessions = load_sessions(bundle, placement.device, threads, placement.precision)
+    workers = options.workers or (1 if sessions.device == "cuda" else usable_cores())
     check_golden(GoldenGraphs(sessions.run, manifest, context_text))
-    engine = Engine(sessions, manifest, options, observer)
-    return DialogModel(bundle, text, context_text, engine, limits, sessions.device)
+    engine = Engine(sessions, manifest, replace(options, workers=workers), observer)
+    return DialogModel(
+        bundle, text, context_text, engine, limits, sessions.device, sessions.precision
+    )
 
 
 def _load_text(bundle: Bundle) -> Text:

@@ -8,7 +8,7 @@ from pathlib import Path
 from siserve.serving.admission import RateLimit
 from siserve.serving.engine import EngineOptions
 from siserve.serving.requests import RequestLimits
-from siserve.serving.sessions import Device
+from siserve.serving.sessions import Placement
 from siserve.serving.tls import CertificateFiles
 
 __all__ = ["ConnectionLimits", "ServerOptions"]
@@ -51,7 +51,6 @@ class ServerOptions:
         port: 0 picks a free one; so do `http_port` and `metrics_port`.
         http_port: of the HTTP door, on the same host; None = there is none.
         notice_seconds: between NOT_SERVING and the first refusal, so that balancers look away.
-        threads: CPU threads of one decoder run; 0 = as many as suit the machine.
         drain_seconds: how long calls in flight may take after SIGTERM.
         reflection: None = on unless keys are asked for.
         tls: None = in the open.
@@ -64,13 +63,12 @@ class ServerOptions:
     model_dir: Path | None = None
     watch_seconds: float = 2.0
     admin: bool = False
-    device: Device = "auto"
+    placement: Placement = field(default_factory=Placement)
     host: str = "127.0.0.1"
     port: int = 50051
     http_port: int | None = None
     metrics_host: str = "127.0.0.1"
     metrics_port: int = 9464
-    threads: int = 0
     drain_seconds: float = 30.0
     notice_seconds: float = 0.2
     reflection: bool | None = None

@@ -163,7 +163,7 @@ class Scoring:
     def _log_p_x(self, c: AnyArray, z: AnyArray, response: tuple[int, ...]) -> NDArray[np.float64]:
         """Return log p(x|z,c) by decoding with every token forced, (R,)."""
         rows, forced = len(z), np.tile(np.array(response[1:])[:, None], (1, len(z)))  # (T-1, R)
-        _, log_probs, _ = self._sessions.decoder.run(
+        _, log_probs, _ = self._sessions.exact_decoder.run(
             {
                 "c": c,
                 "z": z,

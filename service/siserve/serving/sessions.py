@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -16,6 +15,7 @@ from siserve.bundle.errors import BundleError, UsageError
 from siserve.bundle.tensors import (
     CONTEXT_ENCODER,
     DECODER,
+    DECODER_INT8,
     DIALOG_ENCODER,
     PRIOR,
     SI_SAMPLER,
@@ -23,10 +23,12 @@ from siserve.bundle.tensors import (
     Graph,
 )
 from siserve.bundle.verify import Bundle
+from siserve.serving.cores import usable_cores
 
-__all__ = ["AnyArray", "Device", "Runs", "Sessions", "default_threads", "load_sessions"]
+__all__ = ["AnyArray", "Device", "Placement", "Precision", "Runs", "Sessions", "load_sessions"]
 
 Device = Literal["auto", "cuda", "cpu"]
+Precision = Literal["auto", "fp32", "int8"]
 AnyArray = NDArray[Any]
 
 _CUDA = "CUDAExecutionProvider"
@@ -79,42 +81,66 @@ class Sessions:
     Attributes:
         utterance_encoder: the first step of the context encoder, where the bundle has both.
         dialog_encoder: the second one.
+        decoder: what draws responses.
+        exact_decoder: the decoder in float32, by which given responses are scored; the same one
+            unless responses are drawn in 8-bit integers.
     """
 
     context_encoder: Runs
     prior: GraphSession
     si_sampler: GraphSession
-    decoder: GraphSession
+    decoder: Runs
+    exact_decoder: Runs
     device: Literal["cuda", "cpu"]
+    precision: Literal["fp32", "int8"]
     utterance_encoder: GraphSession | None = None
     dialog_encoder: GraphSession | None = None
 
     def run(self, graph: Graph, inputs: Mapping[str, AnyArray]) -> Sequence[AnyArray]:
         """Run one of the graphs of siserve.bundle.tensors."""
+        if graph is DECODER:
+            return self.exact_decoder.run(inputs)
         session: Runs = getattr(self, graph.file.removesuffix(".onnx"))
         return session.run(inputs)
 
 
-def default_threads() -> int:
-    """Two threads where there are two cores: more help only batches that rarely come."""
-    return min(2, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
+@dataclass(frozen=True)
+class Placement:
+    """Where and how a model is to run.
+
+    Attributes:
+        threads: CPU threads of one run of the decoder; 0 = one where several workers share the
+            cores, two where one worker has them.
+    """
+
+    device: Device = "auto"
+    precision: Precision = "auto"
+    threads: int = 0
+
+    def threads_beside(self, workers: int) -> int:
+        """Return the threads of one run; `workers` run at once, 0 = one for each core."""
+        return self.threads or (min(2, usable_cores()) if workers == 1 else 1)
 
 
-def load_sessions(bundle: Bundle, device: Device, threads: int) -> Sessions:
+def load_sessions(
+    bundle: Bundle, device: Device, threads: int, precision: Precision = "fp32"
+) -> Sessions:
     """Load the graphs of a bundle.
 
     Args:
         bundle: a checked bundle.
         device: auto takes CUDA where it works and says why if it does not.
         threads: CPU threads of one run.
+        precision: of the decoder that draws responses; auto is int8 on a CPU, if the bundle holds
+            a decoder in 8-bit integers.
 
     Raises:
-        UsageError: if CUDA was asked for and cannot be had; the message says why.
+        UsageError: if device or precision cannot be had; the message says why.
         BundleError: if onnxruntime refuses a graph.
     """
     if device != "cpu":
         try:
-            return _load(bundle, "cuda", threads)
+            return _load(bundle, "cuda", threads, precision)
         except _NoCuda as reason:
             if device == "cuda":
                 raise UsageError(
@@ -122,32 +148,60 @@ def load_sessions(bundle: Bundle, device: Device, threads: int) -> Sessions:
                     "and pip install 'siserve[gpu]'"
                 ) from None
             _log.info("running on the CPU: %s", reason)
-    return _load(bundle, "cpu", threads)
+    return _load(bundle, "cpu", threads, precision)
+
+
+def _settled(
+    bundle: Bundle, device: Literal["cuda", "cpu"], precision: Precision
+) -> Literal["fp32", "int8"]:
+    """Turn auto into what it means.
+
+    Raises:
+        UsageError: if int8 was asked for and cannot be had.
+    """
+    reason = ""
+    if device == "cuda":
+        reason = "on CUDA products are in float32"
+    elif not bundle.has(DECODER_INT8.file):
+        reason = f"{bundle.manifest.full_name} has no decoder in 8-bit integers"
+    if precision == "int8" and reason:
+        raise UsageError(
+            f"--precision int8: {reason}; take --precision auto or fp32, or export the model "
+            "again, which tells why it leaves the decoder out"
+        )
+    return "fp32" if precision == "fp32" or reason else "int8"
 
 
 class _NoCuda(Exception):
     """CUDA cannot be had; the message says why."""
 
 
-def _load(bundle: Bundle, device: Literal["cuda", "cpu"], threads: int) -> Sessions:
+def _load(
+    bundle: Bundle, device: Literal["cuda", "cpu"], threads: int, asked: Precision
+) -> Sessions:
     if device == "cuda":
         _check_cuda()
-    prior, sampler, decoder = (
+    precision = _settled(bundle, device, asked)
+    prior, sampler, exact = (
         GraphSession(graph, _session(bundle, graph, device, threads))
         for graph in (PRIOR, SI_SAMPLER, DECODER)
     )
+    decoder = exact
+    if precision == "int8":
+        decoder = GraphSession(DECODER_INT8, _session(bundle, DECODER_INT8, device, threads))
+    own = (prior, sampler, decoder, exact, device, precision)
     # One thread: a second one is waited for at each of some 80 short steps, and where something
     # else has its core, that is 20 ms instead of 2.
     if not bundle.has(DIALOG_ENCODER.file):
         whole = GraphSession(CONTEXT_ENCODER, _session(bundle, CONTEXT_ENCODER, device, 1))
-        return Sessions(whole, prior, sampler, decoder, device)
+        return Sessions(whole, *own)
     # On the CPU whatever the device: there a row's bits are known not to depend on the batch.
     utterance, dialog = (
         GraphSession(graph, _session(bundle, graph, "cpu", 1))
         for graph in (UTTERANCE_ENCODER, DIALOG_ENCODER)
     )
     encoder = _ContextEncoderInSteps(utterance, dialog)
-    return Sessions(encoder, prior, sampler, decoder, device, utterance, dialog)
+    return Sessions(encoder, *own, utterance, dialog)
 
 
 def _check_cuda() -> None:

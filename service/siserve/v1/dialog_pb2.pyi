@@ -258,7 +258,7 @@ class SamplingDefaults(_message.Message):
     def __init__(self, temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., max_tokens: _Optional[int] = ..., n: _Optional[int] = ...) -> None: ...
 
 class GetModelResponse(_message.Message):
-    __slots__ = ("name", "version", "method", "created", "sha256", "device", "num_parameters", "vocabulary_size", "context_utterances", "topics", "limits", "defaults", "metrics", "server_limits")
+    __slots__ = ("name", "version", "method", "created", "sha256", "device", "num_parameters", "vocabulary_size", "context_utterances", "topics", "limits", "defaults", "metrics", "server_limits", "precision")
     class MetricsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -280,6 +280,7 @@ class GetModelResponse(_message.Message):
     DEFAULTS_FIELD_NUMBER: _ClassVar[int]
     METRICS_FIELD_NUMBER: _ClassVar[int]
     SERVER_LIMITS_FIELD_NUMBER: _ClassVar[int]
+    PRECISION_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: str
     method: str
@@ -294,4 +295,5 @@ class GetModelResponse(_message.Message):
     defaults: SamplingDefaults
     metrics: _containers.ScalarMap[str, float]
     server_limits: ServerLimits
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., method: _Optional[str] = ..., created: _Optional[str] = ..., sha256: _Optional[str] = ..., device: _Optional[str] = ..., num_parameters: _Optional[int] = ..., vocabulary_size: _Optional[int] = ..., context_utterances: _Optional[int] = ..., topics: _Optional[_Iterable[str]] = ..., limits: _Optional[_Union[RequestLimits, _Mapping]] = ..., defaults: _Optional[_Union[SamplingDefaults, _Mapping]] = ..., metrics: _Optional[_Mapping[str, float]] = ..., server_limits: _Optional[_Union[ServerLimits, _Mapping]] = ...) -> None: ...
+    precision: str
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., method: _Optional[str] = ..., created: _Optional[str] = ..., sha256: _Optional[str] = ..., device: _Optional[str] = ..., num_parameters: _Optional[int] = ..., vocabulary_size: _Optional[int] = ..., context_utterances: _Optional[int] = ..., topics: _Optional[_Iterable[str]] = ..., limits: _Optional[_Union[RequestLimits, _Mapping]] = ..., defaults: _Optional[_Union[SamplingDefaults, _Mapping]] = ..., metrics: _Optional[_Mapping[str, float]] = ..., server_limits: _Optional[_Union[ServerLimits, _Mapping]] = ..., precision: _Optional[str] = ...) -> None: ...
