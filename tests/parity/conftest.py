@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 from bundle_factory import TinySizes, tiny_bundle, tiny_model
 from siserve.bundle.tensors import GRAPHS, OPTIONAL_GRAPHS
-from siserve_training.export import TrainedModel
+from siserve_training.export import TrainedModel, trial
 from siserve_training.export.parity import open_graph
 
 
@@ -91,6 +93,14 @@ class Graphs:
             "top_p": np.ones(rows, np.float32),
             **changes,
         }
+
+
+@contextmanager
+def every_int8_decoder():
+    """Let the 8-bit decoder of random weights into a bundle, however far off it is."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trial, "TOLERANCE", math.inf)
+        yield
 
 
 def normal(rng, *shape):

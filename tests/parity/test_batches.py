@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 from bundle_factory import TinySizes, tiny_bundle, tiny_model
-from siserve.bundle.tensors import CONTEXT_ENCODER, DECODER, PRIOR, SI_SAMPLER
+from siserve.bundle.tensors import CONTEXT_ENCODER, DECODER, DECODER_INT8, PRIOR, SI_SAMPLER
 
-from .conftest import Graphs, normal
+from .conftest import Graphs, every_int8_decoder, normal
 
 #: Wide enough that matrix products take the same routes as in a model of the paper's sizes.
 WIDE = {
@@ -25,7 +25,8 @@ BATCH = 6
 @pytest.fixture(scope="module", params=["tiny", "wide"])
 def sized(request, tmp_path_factory):
     sizes = WIDE if request.param == "wide" else {}
-    path = tiny_bundle(tmp_path_factory.mktemp("sized") / "bundle", **sizes)
+    with every_int8_decoder():
+        path = tiny_bundle(tmp_path_factory.mktemp("sized") / "bundle", **sizes)
     return Graphs(path, tiny_model(0, TinySizes(**sizes)), TinySizes(**sizes))
 
 
@@ -105,17 +106,19 @@ def mixed_rows(graphs, rng, steps):
     )
 
 
-def test_decoded_rows_alone_equal_rows_in_a_batch(sized, rng):
-    rows_alone_equal_rows_together(sized, DECODER, mixed_rows(sized, rng, 9), batch=12)
+@pytest.mark.parametrize("decoder", [DECODER, DECODER_INT8], ids=lambda graph: graph.file)
+def test_decoded_rows_alone_equal_rows_in_a_batch(sized, rng, decoder):
+    rows_alone_equal_rows_together(sized, decoder, mixed_rows(sized, rng, 9), batch=12)
 
 
-def test_decoded_rows_do_not_depend_on_their_place(sized, rng):
+@pytest.mark.parametrize("decoder", ["decoder", "decoder_int8"])
+def test_decoded_rows_do_not_depend_on_their_place(sized, rng, decoder):
     inputs = mixed_rows(sized, rng, 9)
-    tokens, log_probs, state = sized.run("decoder", **inputs)
+    tokens, log_probs, state = sized.run(decoder, **inputs)
     order = rng.permutation(12)
     by_step = ("uniform", "forced")
     shuffled = {k: v[:, order] if k in by_step else v[order] for k, v in inputs.items()}
-    got = sized.run("decoder", **shuffled)
+    got = sized.run(decoder, **shuffled)
     assert np.array_equal(got[0], tokens[:, order])
     assert np.array_equal(got[1], log_probs[:, order])
     assert np.array_equal(got[2], state[order])

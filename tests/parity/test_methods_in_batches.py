@@ -11,14 +11,14 @@ import torch
 from bundle_factory import tiny_text
 from siserve.bundle.manifest import Features as BundleFeatures
 from siserve.bundle.manifest import Tokens
-from siserve.bundle.tensors import CONTEXT_ENCODER, DECODER, PRIOR, SI_SAMPLER
+from siserve.bundle.tensors import CONTEXT_ENCODER, DECODER, DECODER_INT8, PRIOR, SI_SAMPLER
 from siserve_training.config import TrainConfig
 from siserve_training.data.pairs import Features
 from siserve_training.export import Release, TrainedModel, export_bundle
 from siserve_training.export.torch_reference import ModelReference
 from siserve_training.methods import METHODS, load_method
 
-from .conftest import Graphs, normal
+from .conftest import Graphs, every_int8_decoder, normal
 from .test_batches import BATCH, mixed_rows, rows_alone_equal_rows_together
 
 TOPICS = ("MUSIC", "PETS", "WEATHER CLIMATE")
@@ -72,13 +72,14 @@ def make(path, method, sizes) -> Graphs:
         logvar_clamp=config.logvar_clamp,
         keep_start_mark=getattr(model.config, "keep_start_mark", True),
     )
-    manifest = export_bundle(
-        path,
-        trained,
-        text.to_json(),
-        lambda rounded: ModelReference(model, rounded),
-        Release(name="random", version="1"),
-    )
+    with every_int8_decoder():
+        manifest = export_bundle(
+            path,
+            trained,
+            text.to_json(),
+            lambda rounded: ModelReference(model, rounded),
+            Release(name="random", version="1"),
+        )
     known = manifest.sizes
     axes = SimpleNamespace(
         condition=known.context,
@@ -122,6 +123,7 @@ def test_latents(graphs_of, rng):
     rows_alone_equal_rows_together(graphs_of, SI_SAMPLER, inputs)
 
 
-def test_decoded_rows(graphs_of, rng):
+@pytest.mark.parametrize("decoder", [DECODER, DECODER_INT8], ids=lambda graph: graph.file)
+def test_decoded_rows(graphs_of, rng, decoder):
     inputs = mixed_rows(graphs_of, rng, 9)
-    rows_alone_equal_rows_together(graphs_of, DECODER, inputs, batch=12)
+    rows_alone_equal_rows_together(graphs_of, decoder, inputs, batch=12)
