@@ -12,41 +12,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
-from numpy.typing import NDArray
 from siserve.bundle.manifest import Sizes, Tokens
-from siserve.bundle.tensors import (
-    CONTEXT_ENCODER,
-    DECODER,
-    DIALOG_ENCODER,
-    GRAPHS,
-    OPTIONAL_GRAPHS,
-    PRIOR,
-    SI_SAMPLER,
-    UTTERANCE_ENCODER,
-    Graph,
-)
 
 from siserve_training.export.errors import ExportError
+from siserve_training.export.graph_answers import GraphAnswers, open_graph
 from siserve_training.export.random_inputs import RandomInputs
-from siserve_training.export.reference import Reference, greedy, log_softmax
+from siserve_training.export.reference import Answers, Reference, answers_of
 from siserve_training.export.weights import FloatArray
 
-__all__ = [
-    "TOLERANCE",
-    "Parity",
-    "check_parity",
-    "open_graph",
-]
+__all__ = ["TOLERANCE", "Parity", "check_parity", "open_graph"]
 
 TOLERANCE = 1e-5
-
-Ids = NDArray[np.int64]
 
 #: (B contexts, U utterances, T tokens, R rows, A auxiliaries, topics and profiles known).
 _SHAPES = ((1, 1, 3, 1, 0, False), (3, 9, 7, 5, 4, True), (4, 2, 40, 7, 30, True))
 _GREEDY_STEPS = 40
-_CHUNK = 8
 
 
 @dataclass(frozen=True)
@@ -57,24 +37,9 @@ class Parity:
     num_greedy_tokens: int
 
 
-def open_graph(path: Path) -> onnxruntime.InferenceSession:
-    """Open a graph on one CPU thread.
-
-    Raises:
-        ExportError: if onnxruntime refuses it.
-    """
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    try:
-        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's own exceptions share no base but this
-        raise ExportError(f"onnxruntime cannot open {path.name}: {error}") from error
-
-
 def check_parity(
     folder: Path,
-    reference: Reference,
+    reference: Reference | Answers,
     tokens: Tokens,
     sizes: Sizes,
     num_topics: int,
@@ -85,7 +50,7 @@ def check_parity(
 
     Args:
         folder: holds the four graphs, those that a bundle may have, and weights.safetensors.
-        reference: the model, with its weights rounded as they were stored.
+        reference: the model, with its weights rounded as they were stored, or an earlier bundle.
         tokens: ids of the special tokens.
         sizes: sizes of the model.
         num_topics: known topics; ids go up to this number.
@@ -97,7 +62,8 @@ def check_parity(
     """
     rng = np.random.default_rng(seed)
     random = RandomInputs(tokens, sizes.vocabulary, num_topics, context_ids, rng)
-    check = _Check(folder, reference, tokens, sizes, random)
+    graphs = GraphAnswers(folder, tokens, sizes)
+    check = _Check(graphs, answers_of(reference, tokens), sizes, random)
     for shape in _SHAPES:
         check.run(*shape)
     return Parity(check.differences, check.num_greedy_tokens)
@@ -107,20 +73,10 @@ class _Check:
     """One run of the comparison; `differences` fills up as it goes."""
 
     def __init__(
-        self,
-        folder: Path,
-        reference: Reference,
-        tokens: Tokens,
-        sizes: Sizes,
-        random: RandomInputs,
+        self, graphs: GraphAnswers, reference: Answers, sizes: Sizes, random: RandomInputs
     ) -> None:
-        self._sessions = {
-            graph.file: open_graph(folder / graph.file)
-            for graph in (*GRAPHS, *OPTIONAL_GRAPHS)
-            if graph in GRAPHS or (folder / graph.file).exists()
-        }
+        self._graphs = graphs
         self._reference = reference
-        self._tokens = tokens
         self._sizes = sizes
         self._random = random
         self.differences: dict[str, float] = {}
@@ -133,38 +89,23 @@ class _Check:
         c = c[self._random.rows(contexts, rows)]  # (R, C)
         z = self._compare_latents(c, length, aux)
         self._compare_greedy(c, z)
-        self._compare_forced(c, z, length)
+        words = self._random.utterances(rows, length).T  # (T, R)
+        expected = self._reference.score(c, z, words)
+        self._differ("log_probs", self._graphs.score(c, z, words), expected)
 
     def _compare_context(self, contexts: int, window: int, length: int, known: bool) -> FloatArray:
         inputs = self._random.contexts(contexts, window, length, known)
-        c: FloatArray = self._run(CONTEXT_ENCODER, inputs)[0]
+        c = self._graphs.encode_context(**inputs)
         expected = self._reference.encode_context(**inputs)
         self._differ("c", c, expected)
-        if DIALOG_ENCODER.file in self._sessions:
-            self._differ("c in two steps", self._encode_in_steps(**inputs), expected)
-        return c
-
-    def _encode_in_steps(
-        self, utterances: Ids, floor: Ids, topic: Ids, profile: FloatArray
-    ) -> FloatArray:
-        is_real = utterances.any(axis=2)  # (B, U)
-        vectors: FloatArray = self._run(UTTERANCE_ENCODER, {"ids": utterances[is_real]})[0]
-        placed = np.full((*is_real.shape, vectors.shape[1]), 9.0, np.float32)  # ignored elsewhere
-        placed[is_real] = vectors
-        inputs = {
-            "vectors": placed,
-            "floor": floor,
-            "num_utterances": is_real.sum(1),
-            "topic": topic,
-            "profile": profile,
-        }
-        c: FloatArray = self._run(DIALOG_ENCODER, inputs)[0]
+        if self._graphs.encodes_in_steps:
+            self._differ("c in two steps", self._graphs.encode_in_steps(**inputs), expected)
         return c
 
     def _compare_latents(self, c: FloatArray, length: int, aux: int) -> FloatArray:
         rows = len(c)
         eps_z = self._random.normal(rows, self._sizes.prior_noise)  # (R, P)
-        z: FloatArray = self._run(PRIOR, {"c": c, "eps_z": eps_z})[0]
+        z = self._graphs.prior(c, eps_z)
         self._differ("prior z", z, self._reference.prior(c, eps_z))
         inputs: dict[str, Any] = {
             "c": c,
@@ -172,67 +113,26 @@ class _Check:
             "eps_lam": self._random.normal(rows, aux + 1, self._sizes.noise),
             "eps_z": eps_z[:, : self._sizes.latent],  # (R, D)
         }
-        drawn = self._run(SI_SAMPLER, inputs)
-        expected = self._reference.posterior(**inputs)
-        self._differ("posterior z", drawn[0], expected.z)
-        self._differ_in_density("posterior log_q_z", drawn[1], expected.log_q_z)
-        self._differ_in_density("posterior log_p_z", drawn[2], expected.log_p_z)
+        drawn, expected = self._graphs.posterior(**inputs), self._reference.posterior(**inputs)
+        self._differ("posterior z", drawn.z, expected.z)
+        self._differ_in_density("posterior log_q_z", drawn.log_q_z, expected.log_q_z)
+        self._differ_in_density("posterior log_p_z", drawn.log_p_z, expected.log_p_z)
         return z
 
     def _compare_greedy(self, c: FloatArray, z: FloatArray) -> None:
-        tokens, log_probs, state = greedy(self._reference, self._tokens, c, z, _GREEDY_STEPS)
-        got_state = np.full((len(z), self._sizes.state), 9.0, np.float32)  # ignored before <s>
-        last = np.full(len(z), self._tokens.start)
-        for start in range(0, _GREEDY_STEPS, _CHUNK):
-            forced = np.full((_CHUNK, len(z)), -1)
-            got, got_log_probs, got_state = self._decode(c, z, got_state, last, forced)
-            expected = tokens[start : start + _CHUNK]
-            if not np.array_equal(got, expected):
-                step, row = np.argwhere(got != expected)[0]
-                raise ExportError(
-                    f"decoder.onnx decodes greedily to word {got[step, row]} where the model says "
-                    f"{expected[step, row]} (row {row}, step {start + step}; log-probs so far "
-                    f"differ by {self.differences.get('log_probs', 0.0):.2g}); nothing was written"
-                )
-            self._differ("log_probs", got_log_probs, log_probs[start : start + _CHUNK])
-            last = got[-1]
-            self.num_greedy_tokens += got.size
+        words, log_probs, state = self._reference.greedy(c, z, _GREEDY_STEPS)
+        got, got_log_probs, got_state = self._graphs.greedy(c, z, _GREEDY_STEPS)
+        if not np.array_equal(got, words):
+            step, row = np.argwhere(got != words)[0]
+            raise ExportError(
+                f"decoder.onnx decodes greedily to word {got[step, row]} where the model says "
+                f"{words[step, row]} (row {row}, step {step}; log-probs so far differ by "
+                f"{np.abs(got_log_probs - log_probs)[:step].max(initial=0.0):.2g}); nothing was "
+                "written"
+            )
+        self._differ("log_probs", got_log_probs, log_probs)
+        self.num_greedy_tokens += got.size
         self._differ("state_out", got_state, state)
-
-    def _compare_forced(self, c: FloatArray, z: FloatArray, length: int) -> None:
-        words = self._random.utterances(len(z), length).T  # (T, R)
-        state, last = self._reference.first_state(c, z), words[0]
-        expected = []
-        for token in words[1:]:
-            logits, following = self._reference.step(last, state)
-            ended = last == self._tokens.end
-            target = np.where(ended, self._tokens.end, token)
-            log_prob = log_softmax(logits)[np.arange(len(z)), target]
-            expected.append(np.where(ended, 0, log_prob))
-            state, last = np.where(ended[:, None], state, following), target
-        got = self._decode(c, z, np.zeros_like(state), words[0], words[1:])
-        self._differ("log_probs", got[1], np.stack(expected))
-
-    def _decode(
-        self, c: FloatArray, z: FloatArray, state: FloatArray, last: Ids, forced: Ids
-    ) -> list[Any]:
-        rows = len(z)
-        inputs = {
-            "c": c,
-            "z": z,
-            "state": state.astype(np.float32),
-            "token": last,
-            "uniform": np.zeros(forced.shape, np.float32),
-            "forced": forced,
-            "temperature": np.zeros(rows, np.float32),
-            "top_k": np.zeros(rows, np.int64),
-            "top_p": np.ones(rows, np.float32),
-        }
-        return self._run(DECODER, inputs)
-
-    def _run(self, graph: Graph, inputs: Mapping[str, NDArray[Any]]) -> list[Any]:
-        outputs = [tensor.name for tensor in graph.outputs]
-        return list(self._sessions[graph.file].run(outputs, dict(inputs)))
 
     def _differ(self, name: str, got: FloatArray, expected: FloatArray) -> None:
         if got.shape != expected.shape:

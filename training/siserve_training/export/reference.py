@@ -1,9 +1,9 @@
-"""The model that graphs must agree with, as parity sees it, and how it decodes greedily."""
+"""What graphs must agree with: a model that takes one step at a time, or whatever answers whole."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +11,7 @@ from siserve.bundle.manifest import Tokens
 
 from siserve_training.export.weights import FloatArray
 
-__all__ = ["PosteriorDraw", "Reference", "greedy", "log_softmax"]
+__all__ = ["Answers", "PosteriorDraw", "Reference", "answers_of", "greedy"]
 
 Ids = NDArray[np.int64]
 
@@ -28,9 +28,7 @@ class PosteriorDraw:
     log_p_z: FloatArray
 
 
-class Reference(Protocol):
-    """The model that the graphs must agree with; arrays in, arrays out, shapes as in the graphs."""
-
+class _Encodes(Protocol):
     def encode_context(
         self, utterances: Ids, floor: Ids, topic: Ids, profile: FloatArray
     ) -> FloatArray:
@@ -44,11 +42,57 @@ class Reference(Protocol):
     ) -> PosteriorDraw:
         """Draw from q(z|x,c) through the first row of eps_lam."""
 
+
+class Reference(_Encodes, Protocol):
+    """A model in arrays, arrays in and out, shapes as in the graphs; it decodes step by step."""
+
     def first_state(self, c: FloatArray, z: FloatArray) -> FloatArray:
         """Return the decoder's state before ``<s>``, (R, H)."""
 
     def step(self, token: Ids, state: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Take one token a row; return logits (R, V) and the next state (R, H)."""
+
+
+@runtime_checkable
+class Answers(_Encodes, Protocol):
+    """The same, but it decodes whole responses."""
+
+    def greedy(
+        self, c: FloatArray, z: FloatArray, num_steps: int
+    ) -> tuple[Ids, FloatArray, FloatArray]:
+        """Choose the likeliest words: tokens and log-probs, (K, R), and the last states, (R, H)."""
+
+    def score(self, c: FloatArray, z: FloatArray, words: Ids) -> FloatArray:
+        """Return log-probs of the words after the first, (T, R) to (T-1, R); 0 after the end."""
+
+
+def answers_of(reference: Reference | Answers, tokens: Tokens) -> Answers:
+    """Let a model that goes step by step decode whole responses."""
+    return reference if isinstance(reference, Answers) else _Stepping(reference, tokens)
+
+
+class _Stepping:
+    def __init__(self, reference: Reference, tokens: Tokens) -> None:
+        self._reference, self._tokens = reference, tokens
+        self.encode_context = reference.encode_context
+        self.prior, self.posterior = reference.prior, reference.posterior
+
+    def greedy(
+        self, c: FloatArray, z: FloatArray, num_steps: int
+    ) -> tuple[Ids, FloatArray, FloatArray]:
+        return greedy(self._reference, self._tokens, c, z, num_steps)
+
+    def score(self, c: FloatArray, z: FloatArray, words: Ids) -> FloatArray:
+        state, last = self._reference.first_state(c, z), words[0]
+        log_probs = []
+        for token in words[1:]:
+            logits, following = self._reference.step(last, state)
+            ended = last == self._tokens.end
+            target = np.where(ended, self._tokens.end, token)
+            log_prob = _log_softmax(logits)[np.arange(len(z)), target]
+            log_probs.append(np.where(ended, 0, log_prob))
+            state, last = np.where(ended[:, None], state, following), target
+        return np.stack(log_probs)
 
 
 def greedy(
@@ -64,7 +108,7 @@ def greedy(
         allowed[last == tokens.start, tokens.end] = -np.inf
         ended = last == tokens.end
         token = np.where(ended, tokens.end, allowed.argmax(1))
-        log_prob = log_softmax(logits)[np.arange(len(token)), token]
+        log_prob = _log_softmax(logits)[np.arange(len(token)), token]
         state = np.where(ended[:, None], state, following)
         chosen.append(token)
         log_probs.append(np.where(ended, 0, log_prob))
@@ -72,8 +116,7 @@ def greedy(
     return np.stack(chosen), np.stack(log_probs), state
 
 
-def log_softmax(logits: FloatArray) -> FloatArray:
-    """Return log probabilities of words, (R, V)."""
+def _log_softmax(logits: FloatArray) -> FloatArray:
     shifted: FloatArray = logits - logits.max(1, keepdims=True)
     log_softmax: FloatArray = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
     return log_softmax
