@@ -70,6 +70,7 @@ def make(path, method, sizes) -> Graphs:
         ),
         features=BundleFeatures(topics=TOPICS, profile=True),
         logvar_clamp=config.logvar_clamp,
+        noise_multiplies=config.noise_entry == "multiplied",
         keep_start_mark=getattr(model.config, "keep_start_mark", True),
     )
     with every_int8_decoder():

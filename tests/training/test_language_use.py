@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from exported_again import is_the_same_exported_again
 from siserve.bundle.verify import open_bundle
 from siserve.cli import run
 from siserve.client.answer import make_request
@@ -101,3 +102,4 @@ def test_the_bundle_says_what_the_model_says_and_is_served_without_a_context(tra
         assert all(response.num_tokens > 0 for response in answer.responses)
         with pytest.raises(NotPossible, match="is of task lm"):
             model.send(make_request([("A", "the dog")], n=1))
+    is_the_same_exported_again(tmp_path / "bundle", tmp_path / "again")

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from exported_again import is_the_same_exported_again
 from siserve.bundle.context_text import ContextText
 from siserve.bundle.tensors import CONTEXT_TOKENIZER_FILE
 from siserve.bundle.verify import open_bundle
@@ -237,6 +238,13 @@ def test_the_bundle_is_complete_and_tells_no_path(run, bundle, bert):
     assert len(provenance["corpus"]["context_encoder_sha256"]) == 64
     assert str(bert.parent) not in (bundle / "manifest.json").read_text()
     assert opened.manifest.sizes.num_parameters > 5000  # the encoder's own are among them
+
+
+@pytest.mark.parametrize("pooled", [{}, {"pooling": "cls", "normalize": False}])
+def test_the_bundle_can_be_exported_again(corpus, tmp_path, pooled):
+    start_run(tmp_path / "run", corpus, config(tiny_bert(tmp_path / "bert", **pooled), max_steps=1))
+    export_run(tmp_path / "run", tmp_path / "bundle")
+    is_the_same_exported_again(tmp_path / "bundle", tmp_path / "again")
 
 
 def test_the_service_answers_alike_and_by_the_context(bundle):

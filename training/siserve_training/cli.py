@@ -248,17 +248,17 @@ def _evaluate_language(
 
 @app.command()
 def export(
-    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    run: Annotated[Path, typer.Argument(help="Folder of a run, or of a bundle.")],
     out: Annotated[Path, typer.Option("--out", help="Folder of the bundle, to be made.")],
     name: Annotated[str, typer.Option("--name", help="Name of the model.")] = "",
-    version: Annotated[str, typer.Option("--version", help="Version of the model.")] = "1",
+    version: Annotated[str, typer.Option("--version", help="Of the model [1].")] = "",
     dtype: Annotated[
-        str, typer.Option("--dtype", help="float32, or float16 for half the size.")
-    ] = "float32",
-    checkpoint: Annotated[str, typer.Option("--checkpoint", help="best or last.")] = "best",
-    temperature: Annotated[float, typer.Option("--temperature", min=0.0)] = 1.0,
-    top_k: Annotated[int, typer.Option("--top-k", min=0, help="0 for off.")] = 0,
-    top_p: Annotated[float, typer.Option("--top-p", help="1 for off.")] = 1.0,
+        str | None, typer.Option("--dtype", help="float32 [default], or float16 for half the size.")
+    ] = None,
+    checkpoint: Annotated[str | None, typer.Option("--checkpoint", help="best or last.")] = None,
+    temperature: Annotated[float | None, typer.Option("--temperature", min=0.0)] = None,
+    top_k: Annotated[int | None, typer.Option("--top-k", min=0, help="0 for off.")] = None,
+    top_p: Annotated[float | None, typer.Option("--top-p", help="1 for off.")] = None,
     card: Annotated[
         Path | None, typer.Option("--card", help="Model card in Markdown; a plain one if absent.")
     ] = None,
@@ -271,39 +271,28 @@ def export(
 
     The graphs must agree with the model to 1e-5 and its greedy tokens exactly. The decoder in 8-bit
     integers goes along if its perplexity agrees within 0.5 %. Sampling options become the bundle's
-    defaults.
+    defaults. From a bundle, whose run may be gone, graphs are emitted anew; they must agree with
+    those that it has, and what it says of itself is kept.
 
     Example: siserve export run --out bundle
     """
-    if dtype not in ("float32", "float16"):
-        raise ConfigError(f"--dtype must be float32 or float16, got {dtype!r}")
-    if checkpoint not in ("best", "last"):
-        raise ConfigError(f"--checkpoint must be best or last, got {checkpoint!r}")
-    if not 0 < top_p <= 1:
-        raise ConfigError(f"--top-p must lie above 0 and at most at 1, got {top_p}")
     quiet_libraries()
-    from siserve.bundle.manifest import Sampling
+    from siserve_training.export.cli import export_folder, told_of_export
 
-    from siserve_training.export.run import export_run
-    from siserve_training.export.trial import int8_verdict
-
-    manifest = export_run(
+    sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    manifest = export_folder(
         run,
         out,
-        name=name,
-        version=version,
-        dtype="float16" if dtype == "float16" else "float32",
-        checkpoint=checkpoint,
-        sampling=Sampling(temperature=temperature, top_k=top_k, top_p=top_p),
-        model_card=card.read_text(encoding="utf-8") if card else "",
-        data=data,
+        name,
+        version,
+        dtype,
+        checkpoint,
+        {key: value for key, value in sampling.items() if value is not None},
+        card.read_text(encoding="utf-8") if card else "",
+        data,
     )
-    say(int8_verdict(manifest))
-    size = sum(file.bytes for file in manifest.files.values())
-    say(
-        f"exported {manifest.name}@{manifest.version}, {size / 1e6:.1f} MB; "
-        f"next: siserve serve --model {out}"
-    )
+    for line in told_of_export(manifest, out):
+        say(line)
 
 
 def say(message: str) -> None:
