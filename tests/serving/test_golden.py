@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from siserve.serving.engine import EngineOptions
 from siserve.serving.loading import load_model
 from siserve.serving.metrics import Metrics
 from siserve.serving.requests import RequestLimits
-from siserve.serving.sessions import Placement
+from siserve.serving.sessions import Placement, load_sessions
 
 
 def load(bundle: Path, threads: int = 1) -> None:
@@ -144,3 +145,17 @@ def test_a_server_goes_on_with_the_model_it_has_and_does_not_start_on_none(
     assert ended.returncode == 1 and whole.is_dir()
     assert "tiny@2 fails its golden request" in ended.stderr.splitlines()[-1]
     assert "Traceback" not in ended.stderr
+
+
+def test_the_decoder_that_draws_is_asked_too_where_it_is_another_one(bundle, tmp_path):
+    from siserve.bundle.text import Text
+    from siserve.serving import loading
+
+    opened = open_bundle(bundle)
+    text = Text.from_file(bundle / TOKENIZER_FILE, 40)
+    ours = load_sessions(opened, "cpu", 1, "int8")
+    other = load_sessions(open_bundle(tiny_bundle(tmp_path / "b", seed=2)), "cpu", 1, "int8")
+    assert ours.decoder is not ours.exact_decoder
+    loading._check_golden(ours, opened.manifest, text)
+    with pytest.raises(BundleError, match="golden request: it gives log_prob"):
+        loading._check_golden(replace(ours, decoder=other.decoder), opened.manifest, text)

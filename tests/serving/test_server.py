@@ -207,6 +207,7 @@ def test_get_model_tells_what_the_manifest_says_and_which_limits_hold(client, ma
         "max_streams": 256,
         "idle_seconds": 300.0,
         "handshake_seconds": 5.0,
+        "connection_seconds": 3600.0,
         "max_queue_rows": 1024,
         "max_rows": 128,
         "oversample": 6,

@@ -158,6 +158,12 @@ def serve(
             min=0.1, envvar="SISERVE_HANDSHAKE_SECONDS", help="Silent connections are closed."
         ),
     ] = 5.0,
+    connection_seconds: Annotated[
+        float,
+        typer.Option(
+            min=0.1, envvar="SISERVE_CONNECTION_SECONDS", help="Then a connection is made anew."
+        ),
+    ] = 3600.0,
     max_queue_rows: Annotated[
         int,
         typer.Option(min=1, envvar="SISERVE_MAX_QUEUE_ROWS", help="Most responses that wait."),
@@ -300,7 +306,12 @@ def serve(
             cache_utterances=cache_utterances,
         ),
         connections=ConnectionLimits(
-            max_message_bytes, max_metadata_bytes, max_streams, idle_seconds, handshake_seconds
+            max_message_bytes,
+            max_metadata_bytes,
+            max_streams,
+            idle_seconds,
+            handshake_seconds,
+            connection_seconds,
         ),
         rate=RateLimit(rate, burst),
     )

@@ -24,6 +24,8 @@ class ConnectionLimits:
         max_streams: calls at a time.
         idle_seconds: a connection without a call is closed after this time.
         handshake_seconds: one that has not said what it wants is closed after this time.
+        seconds: any is told to end after this time, a tenth more or less, and its calls have
+            `drain_seconds` to; one whose calls never come to an end, or never began, ends too.
     """
 
     max_message_bytes: int = 2 << 20
@@ -31,6 +33,7 @@ class ConnectionLimits:
     max_streams: int = 256
     idle_seconds: float = 300.0
     handshake_seconds: float = 5.0
+    seconds: float = 3600.0
 
     def __post_init__(self) -> None:
         """Refuse limits under which no connection could live."""

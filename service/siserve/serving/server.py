@@ -153,6 +153,12 @@ def _channel_options(options: ServerOptions) -> list[tuple[str, int]]:
         ("grpc.max_concurrent_streams", limits.max_streams),
         ("grpc.max_connection_idle_ms", round(1000 * limits.idle_seconds)),
         ("grpc.server_handshake_timeout_ms", round(1000 * limits.handshake_seconds)),
+        ("grpc.max_connection_age_ms", round(1000 * limits.seconds)),
+        ("grpc.max_connection_age_grace_ms", round(1000 * options.drain_seconds)),
+        # A peer that vanished in the middle of a call is found out; clients may look as often.
+        ("grpc.keepalive_time_ms", 60_000),
+        ("grpc.keepalive_timeout_ms", 20_000),
+        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
         ("grpc.so_reuseport", 0),  # a port that is taken is an error, not a second server
     ]
 

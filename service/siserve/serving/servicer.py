@@ -194,6 +194,7 @@ def _server_limits(options: ServerOptions) -> dialog_pb2.ServerLimits:
         max_streams=connections.max_streams,
         idle_seconds=connections.idle_seconds,
         handshake_seconds=connections.handshake_seconds,
+        connection_seconds=connections.seconds,
         max_queue_rows=engine.max_queue_rows,
         max_rows=engine.max_rows,
         oversample=engine.oversample,

@@ -220,7 +220,7 @@ class RequestLimits(_message.Message):
     def __init__(self, max_responses: _Optional[int] = ..., max_turns: _Optional[int] = ..., max_text_bytes: _Optional[int] = ..., max_name_bytes: _Optional[int] = ..., max_tokens: _Optional[int] = ..., max_score_samples: _Optional[int] = ...) -> None: ...
 
 class ServerLimits(_message.Message):
-    __slots__ = ("max_message_bytes", "max_metadata_bytes", "max_streams", "idle_seconds", "handshake_seconds", "max_queue_rows", "max_rows", "oversample", "responses_per_second", "burst_responses")
+    __slots__ = ("max_message_bytes", "max_metadata_bytes", "max_streams", "idle_seconds", "handshake_seconds", "max_queue_rows", "max_rows", "oversample", "responses_per_second", "burst_responses", "connection_seconds")
     MAX_MESSAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
     MAX_METADATA_BYTES_FIELD_NUMBER: _ClassVar[int]
     MAX_STREAMS_FIELD_NUMBER: _ClassVar[int]
@@ -231,6 +231,7 @@ class ServerLimits(_message.Message):
     OVERSAMPLE_FIELD_NUMBER: _ClassVar[int]
     RESPONSES_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
     BURST_RESPONSES_FIELD_NUMBER: _ClassVar[int]
+    CONNECTION_SECONDS_FIELD_NUMBER: _ClassVar[int]
     max_message_bytes: int
     max_metadata_bytes: int
     max_streams: int
@@ -241,7 +242,8 @@ class ServerLimits(_message.Message):
     oversample: int
     responses_per_second: float
     burst_responses: int
-    def __init__(self, max_message_bytes: _Optional[int] = ..., max_metadata_bytes: _Optional[int] = ..., max_streams: _Optional[int] = ..., idle_seconds: _Optional[float] = ..., handshake_seconds: _Optional[float] = ..., max_queue_rows: _Optional[int] = ..., max_rows: _Optional[int] = ..., oversample: _Optional[int] = ..., responses_per_second: _Optional[float] = ..., burst_responses: _Optional[int] = ...) -> None: ...
+    connection_seconds: float
+    def __init__(self, max_message_bytes: _Optional[int] = ..., max_metadata_bytes: _Optional[int] = ..., max_streams: _Optional[int] = ..., idle_seconds: _Optional[float] = ..., handshake_seconds: _Optional[float] = ..., max_queue_rows: _Optional[int] = ..., max_rows: _Optional[int] = ..., oversample: _Optional[int] = ..., responses_per_second: _Optional[float] = ..., burst_responses: _Optional[int] = ..., connection_seconds: _Optional[float] = ...) -> None: ...
 
 class SamplingDefaults(_message.Message):
     __slots__ = ("temperature", "top_k", "top_p", "max_tokens", "n")
