@@ -35,7 +35,8 @@ def result(bundle: Path) -> dict:
 
 
 def test_each_number_of_rows_has_a_record_whose_figures_agree(result: dict) -> None:
-    assert [record["rows"] for record in result["steps"]] == [2, 3]
+    found = [(record["rows"], record["precision"]) for record in result["steps"]]
+    assert found == [(2, "fp32"), (2, "int8"), (3, "fp32"), (3, "int8")]
     for record in result["steps"]:
         assert len(record["seconds_per_step"]) == 2  # rounds
         step = statistics.median(record["seconds_per_step"])

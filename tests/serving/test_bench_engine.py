@@ -7,6 +7,7 @@ import pytest
 from siserve.bench.engine_load import EngineLoad
 from siserve.bench.engine_rounds import EnginePlan, measure_costs, measure_engine
 from siserve.bundle import open_bundle
+from siserve.serving.sessions import Placement
 
 
 def test_ratios_are_to_one_request_at_a_time_on_as_many_cores(bundle: Path) -> None:
@@ -45,7 +46,7 @@ def test_one_request_at_a_time_never_has_two_in_flight(
             return lambda *told: None
 
     monkeypatch.setattr("siserve.bench.engine_load.Metrics.engine_observer", lambda self: Spy())
-    load = EngineLoad(bundle, threads=1, max_rows=2)
+    load = EngineLoad(bundle, Placement("cpu", "fp32", 1), max_rows=2)
     rows.clear()  # what it said to learn its words
     assert load.full_queue(2, "same", 0.0)["requests_per_s"] > 0
     assert rows and max(rows) == 2

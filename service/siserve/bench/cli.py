@@ -35,7 +35,7 @@ _bench = typer.Typer(
 )
 _app.add_typer(_bench, name="bench")
 
-_PRECISIONS: Sequence[Precision] = ("fp32",)
+_PRECISIONS: Sequence[Precision] = ("fp32", "int8")
 _WAYS: Sequence[Way] = ("one", "batched", "greedy")
 
 _ENGINE_N = 5
@@ -69,7 +69,9 @@ def decode(
     ] = None,
     rows: Annotated[str, typer.Option(help="Rows that are decoded together.")] = "5,20,80,320",
     threads: Annotated[str, typer.Option(help="CPU threads.")] = "1,2",
-    precision: Annotated[str, typer.Option(help="One or more of fp32.")] = "fp32",
+    precision: Annotated[
+        str, typer.Option(help="Of fp32 and int8 [those that the bundle has].")
+    ] = "",
     against: Annotated[
         str, typer.Option(help="Of PyTorch's ways: one response at a time, batched, greedy.")
     ] = "one,batched,greedy",
@@ -91,20 +93,23 @@ def decode(
     Example: siserve bench decode --rows 5,80 --threads 1
     """
     asked_rows, asked_threads = numbers("--rows", rows), numbers("--threads", threads)
-    precisions = choices("--precision", precision, _PRECISIONS)
+    precisions = choices("--precision", precision or ",".join(_PRECISIONS), _PRECISIONS)
     asked_ways = choices("--against", against, _WAYS)
     asked_parts = choices("--parts", parts, ("steps", "engine", "n"))
     from siserve.bench.decode_report import show
     from siserve.bench.engine_rounds import EnginePlan, measure_costs, measure_engine
     from siserve.bench.machine import machine_facts, model_facts
     from siserve.bench.steps import StepPlan, measure_steps
+    from siserve.bundle.tensors import DECODER_INT8
     from siserve.bundle.verify import open_bundle
     from siserve.serving.models import embedded_bundle
 
+    bundle = open_bundle(model or embedded_bundle())
+    if not precision and not bundle.has(DECODER_INT8.file):
+        precisions = ["fp32"]
     plan = StepPlan(
         asked_rows, asked_ways, asked_threads, precisions, device.value, rounds, steps, seconds
     )
-    bundle = open_bundle(model or embedded_bundle())
     engines = EnginePlan(asked_threads, precisions, _ENGINE_N, rounds, 5 * seconds)
     measured: dict[str, Any] = {"steps": [], "engine": [], "n": [], "left_out": []}
     with _errors().status("starting") as status:

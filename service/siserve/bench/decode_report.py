@@ -24,8 +24,8 @@ ratios are taken within a round; figures are medians over rounds.
 
 HOW_ENGINE = (
     "Full queue, n={n}, contexts of five turns, the bundle's own options: requests one at a time, "
-    "or in flight together; x is to one at a time on as many cores, in one engine. Contexts: new, "
-    "or one that is known. Engines x threads of each."
+    "or in flight together; x is to one at a time on as many cores. Contexts are new, or one that "
+    "is known. Workers x threads of each."
 )
 
 
@@ -85,7 +85,7 @@ def render_steps(records: Sequence[Mapping[str, Any]]) -> RenderableType:
 def render_engine(records: Sequence[Mapping[str, Any]]) -> RenderableType:
     """Make the table of full queues."""
     table = plain_table(
-        ["contexts", "precision", "way", "engines"],
+        ["contexts", "precision", "way", "workers"],
         ["req/s", "resp/s", "tokens", "x"],
     )
     for each in records:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import statistics
 import time
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from siserve.serving.flight import Generation
 from siserve.serving.loading import load_model
 from siserve.serving.metrics import Metrics
 from siserve.serving.requests import RequestLimits
+from siserve.serving.sessions import Placement
 from siserve.v1 import dialog_pb2
 
 __all__ = ["EngineLoad"]
@@ -36,16 +38,20 @@ class EngineLoad:
 
     Args:
         path: folder of a bundle.
-        threads: of one run of a graph.
-        max_rows: in flight; as many as one request has = one request at a time; None = the default.
+        placement: where and how it runs.
+        workers: of the engine.
+        max_rows: in flight in a worker; as many as one request has, with one worker, = one request
+            at a time; None = the default.
     """
 
-    def __init__(self, path: Path, threads: int, max_rows: int | None = None) -> None:
+    def __init__(
+        self, path: Path, placement: Placement, workers: int = 1, max_rows: int | None = None
+    ) -> None:
         """Load the model, start its engine, and learn what it says."""
-        most = EngineOptions(max_queue_rows=1 << 30)
-        options = EngineOptions(most.max_queue_rows, max_rows or most.max_rows)
+        options = EngineOptions(workers, max_queue_rows=1 << 30)
+        options = replace(options, max_rows=max_rows or options.max_rows)
         observer = Metrics().engine_observer()
-        self._model = load_model(path, "cpu", threads, RequestLimits(), options, observer)
+        self._model = load_model(path, placement, RequestLimits(), options, observer)
         self._model.start()
         self._talk = Talk(_replies(self._model), seed=0)
         self._seed, self._rate = 0, 0.0

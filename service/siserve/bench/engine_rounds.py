@@ -24,7 +24,7 @@ class EnginePlan:
     """What is measured.
 
     Attributes:
-        threads: cores to fill, by one engine of as many threads or as many engines of one.
+        threads: cores to fill, by one worker of as many threads or as many workers of one.
         n: responses of a request.
         seconds: of one measurement.
     """
@@ -38,7 +38,7 @@ class EnginePlan:
 
 @dataclass(frozen=True)
 class _Crew:
-    """Engines that work at the same time, each in its process."""
+    """One engine, in a process of its own."""
 
     way: Way
     workers: int
@@ -49,15 +49,16 @@ class _Crew:
     def cores(self) -> int:
         return self.workers * self.threads
 
-    def start(self, bundle: Bundle, n: int, stack: ExitStack) -> list[Variant]:
+    def start(self, bundle: Bundle, n: int) -> Variant:
         asked = {
             "kind": "engine",
             "bundle": str(bundle.path.resolve()),
+            "workers": self.workers,
             "threads": self.threads,
             "precision": self.precision,
             "max_rows": n if self.way == "one_at_a_time" else None,
         }
-        return [stack.enter_context(Variant(WORKER, asked)) for _ in range(self.workers)]
+        return Variant(WORKER, asked)
 
 
 def measure_engine(
@@ -67,27 +68,19 @@ def measure_engine(
 
     Returns:
         A record of each crew and kind of contexts; its ratio is to one request at a time on as many
-        cores, in one engine of as many threads.
+        cores, with as many threads.
     """
     crews = _crews(plan)
     found: defaultdict[tuple[_Crew, str], list[dict[str, float]]] = defaultdict(list)
     with ExitStack() as stack:
-        started = {crew: crew.start(bundle, plan.n, stack) for crew in crews}
-        for variants in started.values():
-            for variant in variants:
-                variant.ready()
+        started = {crew: stack.enter_context(crew.start(bundle, plan.n)) for crew in crews}
+        for variant in started.values():
+            variant.ready()
         visits = [(crew, kind) for kind in _KINDS for crew in crews]
         for number, (crew, kind) in alternating(visits, plan.rounds):
             say(f"{crew.way}, {crew.cores} cores, {kind} contexts, round {number + 1}")
-            for variant in started[crew]:
-                variant.send(n=plan.n, dialogs=kind, seconds=plan.seconds)
-            answers = [variant.receive() for variant in started[crew]]
-            found[crew, kind].append(
-                {
-                    "requests_per_s": sum(answer["requests_per_s"] for answer in answers),
-                    "response_tokens": statistics.fmean(a["response_tokens"] for a in answers),
-                }
-            )
+            asked = {"n": plan.n, "dialogs": kind, "seconds": plan.seconds}
+            found[crew, kind].append(started[crew].ask(**asked))
     return [_record(crew, kind, plan.n, found) for kind in _KINDS for crew in crews]
 
 
@@ -137,8 +130,7 @@ def measure_costs(
     for precision in plan.precisions:
         crew = _Crew("in_flight", 1, plan.threads[0], precision)
         found: defaultdict[int, list[float]] = defaultdict(list)
-        with ExitStack() as stack:
-            (variant,) = crew.start(bundle, plan.n, stack)
+        with crew.start(bundle, plan.n) as variant:
             variant.ready()
             for number, n in alternating(numbers, plan.rounds):
                 say(f"n = {n}, round {number + 1}")

@@ -4,7 +4,7 @@
 
 Each line on its standard input is answered by {"cpu": seconds, "graphs": seconds} on its standard
 output. What is not in graphs is gRPC, Python and the rest. The graphs' time is that of the thread
-that runs them, so it is right with --threads 1 only.
+that runs them, so it is right with --threads 1 only, whatever the number of workers.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ class _Graphs:
 
     def __init__(self) -> None:
         self.seconds = 0.0
+        self._lock = threading.Lock()
         self._run = GraphSession.run
 
     def run(self, session: GraphSession, inputs: Mapping[str, AnyArray]) -> Sequence[AnyArray]:
@@ -33,7 +34,8 @@ class _Graphs:
         try:
             return self._run(session, inputs)
         finally:
-            self.seconds += time.thread_time() - started
+            with self._lock:
+                self.seconds += time.thread_time() - started
 
 
 def main() -> int:

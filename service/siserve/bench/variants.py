@@ -72,17 +72,9 @@ class Variant:
         Raises:
             SiserveError: if it failed; the message says why.
         """
-        self.send(**told)
-        return self.receive()
-
-    def send(self, **told: Any) -> None:
-        """Ask without waiting, where several are to work at once."""
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(told) + "\n")
         self._process.stdin.flush()
-
-    def receive(self) -> dict[str, Any]:
-        """Wait for the answer to send()."""
         return self._read()
 
     def close(self) -> None:

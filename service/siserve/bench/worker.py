@@ -48,7 +48,7 @@ def _decode(asked: dict[str, Any]) -> Answer:
     from siserve.serving.sessions import load_sessions
 
     bundle = open_bundle(Path(asked["bundle"]))
-    sessions = load_sessions(bundle, asked["device"], asked["threads"])
+    sessions = load_sessions(bundle, asked["device"], asked["threads"], asked["precision"])
     held: dict[int, Decoding] = {}
 
     def answer(told: dict[str, Any]) -> dict[str, Any]:
@@ -77,8 +77,14 @@ def _rates(asked: dict[str, Any]) -> Answer:
 def _engine(asked: dict[str, Any]) -> Answer:
     """Fill an engine's queue: {"n", "dialogs", "seconds"}, or ask it alone: {"n", "alone", ...}."""
     from siserve.bench.engine_load import EngineLoad
+    from siserve.serving.sessions import Placement
 
-    load = EngineLoad(Path(asked["bundle"]), asked["threads"], asked["max_rows"])
+    load = EngineLoad(
+        Path(asked["bundle"]),
+        Placement("cpu", asked["precision"], asked["threads"]),
+        asked["workers"],
+        asked["max_rows"],
+    )
 
     def answer(told: dict[str, Any]) -> dict[str, Any]:
         if told.get("alone"):
