@@ -80,6 +80,7 @@ def test_graphs_share_the_embedding_and_the_utterance_encoder(graphs):
         "si_sampler.onnx",
         "decoder.onnx",
         "decoder_int8.onnx",
+        "decoder_unrolled.onnx",
         "utterance_encoder.onnx",
     ]
     steps = names["utterance_encoder.onnx"] | names["dialog_encoder.onnx"]

@@ -88,6 +88,10 @@ def running(
         engine.stop(finish=False)
 
 
+def replaced(sessions: Sessions, **graphs) -> Sessions:
+    return dataclasses.replace(sessions, **graphs)
+
+
 def make_job(manifest: Manifest, seed: int, **changes) -> Job:
     dice = random.Random(seed)
     start, end = manifest.tokens.start, manifest.tokens.end
@@ -193,7 +197,7 @@ def test_log_prob_is_what_the_decoder_scores_the_response_with(sessions, manifes
             recorded.append({name: np.array(value) for name, value in inputs.items()})
             return sessions.decoder.run(inputs)
 
-    with running(dataclasses.replace(sessions, decoder=Recording()), manifest) as (engine, _):
+    with running(replaced(sessions, decoder=Recording()), manifest) as (engine, _):
         rows = generate(engine, job).rows
     longest = max(len(row.tokens) for row in rows) + 1
     forced = np.full((longest, len(rows)), manifest.tokens.end)
@@ -234,7 +238,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 def test_cancelling_a_request_ends_its_decoding_at_the_next_chunk(sessions, manifest):
     gate = Gate(sessions.decoder)
-    gated = dataclasses.replace(sessions, decoder=gate)
+    gated = replaced(sessions, decoder=gate)
     with running(gated, manifest, EngineOptions(chunk_steps=1)) as (engine, records):
         job = make_job(manifest, 0)
         result = engine.submit(job)
@@ -250,7 +254,7 @@ def test_cancelling_a_request_ends_its_decoding_at_the_next_chunk(sessions, mani
 
 def test_a_deadline_that_passes_ends_the_decoding(sessions, manifest):
     gate = Gate(sessions.decoder)
-    gated = dataclasses.replace(sessions, decoder=gate)
+    gated = replaced(sessions, decoder=gate)
     with running(gated, manifest, EngineOptions(chunk_steps=1)) as (engine, _):
         result = engine.submit(make_job(manifest, 0, deadline=time.monotonic() + 0.3))
         assert gate.entered.acquire(timeout=10)
@@ -264,7 +268,7 @@ def test_a_deadline_that_passes_ends_the_decoding(sessions, manifest):
 def test_what_expires_or_is_cancelled_in_the_queue_is_never_run(sessions, manifest):
     gate, encoder = Gate(sessions.decoder), Gate(sessions.dialog_encoder)
     encoder.open()
-    gated = dataclasses.replace(sessions, decoder=gate, dialog_encoder=encoder)
+    gated = replaced(sessions, decoder=gate, dialog_encoder=encoder)
     with running(gated, manifest) as (engine, _):
         first = engine.submit(make_job(manifest, 0))
         assert gate.entered.acquire(timeout=10)
@@ -284,7 +288,7 @@ def test_what_expires_or_is_cancelled_in_the_queue_is_never_run(sessions, manife
 
 def test_beyond_the_queue_a_request_is_refused_at_once(sessions, manifest):
     gate = Gate(sessions.decoder)
-    gated = dataclasses.replace(sessions, decoder=gate)
+    gated = replaced(sessions, decoder=gate)
     options = EngineOptions(max_queue_rows=11, max_rows=5)
     with running(gated, manifest, options) as (engine, records):
         results = [engine.submit(make_job(manifest, 0))]
@@ -301,7 +305,7 @@ def test_beyond_the_queue_a_request_is_refused_at_once(sessions, manifest):
 
 def test_a_request_larger_than_the_queue_is_taken_when_nothing_waits(sessions, manifest):
     gate = Gate(sessions.decoder)
-    gated = dataclasses.replace(sessions, decoder=gate)
+    gated = replaced(sessions, decoder=gate)
     with running(gated, manifest, EngineOptions(max_queue_rows=3, max_rows=5)) as (engine, _):
         first = engine.submit(make_job(manifest, 0))
         assert gate.entered.acquire(timeout=10)
@@ -321,7 +325,7 @@ def test_a_deadline_that_has_passed_is_refused_before_it_takes_a_place(sessions,
 
 def test_the_places_of_abandoned_requests_go_to_others(sessions, manifest):
     gate = Gate(sessions.decoder)
-    gated = dataclasses.replace(sessions, decoder=gate)
+    gated = replaced(sessions, decoder=gate)
     with running(gated, manifest, EngineOptions(max_queue_rows=5, max_rows=5)) as (engine, _):
         engine.submit(make_job(manifest, 0))
         assert gate.entered.acquire(timeout=10)
@@ -348,7 +352,7 @@ def test_stopping_finishes_what_was_taken_and_takes_no_more(sessions, manifest):
 
 def test_stopping_at_once_ends_every_request(sessions, manifest):
     gate = Gate(sessions.decoder)
-    gated = dataclasses.replace(sessions, decoder=gate)
+    gated = replaced(sessions, decoder=gate)
     options = EngineOptions(chunk_steps=1, max_rows=5)
     with running(gated, manifest, options) as (engine, _):
         results = [engine.submit(make_job(manifest, seed)) for seed in range(3)]
@@ -365,7 +369,7 @@ def test_stopping_at_once_ends_every_request(sessions, manifest):
 @pytest.mark.parametrize("graph", ["decoder", "utterance_encoder", "dialog_encoder", "prior"])
 def test_a_graph_that_fails_fails_its_requests_and_not_the_engine(sessions, manifest, graph):
     failing = Failing(getattr(sessions, graph))
-    broken = dataclasses.replace(sessions, **{graph: failing})
+    broken = replaced(sessions, **{graph: failing})
     with running(broken, manifest) as (engine, records):
         with pytest.raises(RuntimeError, match="the graph broke"):
             generate(engine, make_job(manifest, 0))

@@ -1,8 +1,8 @@
 """Several workers, both precisions, large and small requests: who does the work changes nothing."""
 
-import dataclasses
 import random
 import time
+from functools import partial
 
 import pytest
 from siserve.bundle import open_bundle
@@ -12,7 +12,7 @@ from siserve.serving.engine import Engine, EngineOptions
 from siserve.serving.jobs import JobQueue
 from siserve.serving.sessions import Placement, load_sessions
 
-from .test_engine import Gate, Records, generate, make_job, varied_job
+from .test_engine import Gate, Records, generate, make_job, replaced, varied_job
 
 
 @pytest.fixture(scope="session", params=["fp32", "int8"])
@@ -36,10 +36,6 @@ def test_rows_are_the_same_alone_and_among_neighbours_in_any_worker(precise_sess
             assert {seed: result.result(20).rows for seed, result in results.items()} == alone
     finally:
         engine.stop()
-
-
-def replaced(sessions, **graphs):
-    return dataclasses.replace(sessions, **graphs)
 
 
 def test_requests_that_wait_are_spread_over_idle_workers(sessions, manifest):
@@ -67,14 +63,18 @@ def test_a_small_request_does_not_wait_for_a_flood_of_large_ones(sessions, manif
     )
     engine.start()
     finished: list[str] = []
+
+    def finish(name, _):
+        finished.append(name)
+
     try:
         first = engine.submit(make_job(manifest, 0, n=64))
         assert gate.entered.acquire(timeout=20)
         large = [engine.submit(make_job(manifest, seed, n=64)) for seed in range(1, 6)]
         small = engine.submit(make_job(manifest, 9, n=1))
         for number, result in enumerate(large):
-            result.add_done_callback(lambda _, n=number: finished.append(f"large {n}"))
-        small.add_done_callback(lambda _: finished.append("small"))
+            result.add_done_callback(partial(finish, f"large {number}"))
+        small.add_done_callback(partial(finish, "small"))
         gate.open()
         for result in (first, small, *large):
             result.result(20)
@@ -90,7 +90,8 @@ def test_a_large_request_is_not_overtaken_for_ever(manifest):
     queue.put(large)
     time.sleep(0.2)
     queue.put(make_job(manifest, 1, n=1))
-    assert queue.take(0, False)[0] is large
+    taken = queue.take(0, False)
+    assert taken is not None and taken[0] is large
 
 
 def test_int8_is_refused_where_a_bundle_has_none(bundle, tmp_path):

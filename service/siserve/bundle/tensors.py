@@ -17,6 +17,7 @@ __all__ = [
     "CONTEXT_TOKENIZER_FILE",
     "DECODER",
     "DECODER_INT8",
+    "DECODER_UNROLLED",
     "DIALOG_ENCODER",
     "FILES",
     "GRAPHS",
@@ -27,6 +28,7 @@ __all__ = [
     "PRIOR",
     "SI_SAMPLER",
     "TOKENIZER_FILE",
+    "UNROLLED_STEPS",
     "UTTERANCE_ENCODER",
     "WEIGHTS_FILE",
     "Graph",
@@ -137,10 +139,32 @@ DECODER = Graph(
 #: The decoder with products in 8-bit integers.
 DECODER_INT8 = Graph("decoder_int8.onnx", DECODER.inputs, DECODER.outputs)
 
+#: Steps of a run of the unrolled decoder.
+UNROLLED_STEPS = 4
+
+#: The decoder as devices want it that record a run and replay it: a fixed number of steps, no loop,
+#: no branch. Rows that are forced or ask for top-k or top-p are for the other decoders.
+DECODER_UNROLLED = Graph(
+    "decoder_unrolled.onnx",
+    inputs=(
+        Tensor("c", "float32", ("R", "C")),
+        Tensor("z", "float32", ("R", "D")),
+        Tensor("state", "float32", ("R", "H")),
+        Tensor("token", "int64", ("R",)),
+        Tensor("uniform", "float32", (UNROLLED_STEPS, "R")),
+        Tensor("temperature", "float32", ("R",)),
+    ),
+    outputs=(
+        Tensor("tokens", "int64", (UNROLLED_STEPS, "R")),
+        Tensor("log_probs", "float32", (UNROLLED_STEPS, "R")),
+        Tensor("state_out", "float32", ("R", "H")),
+    ),
+)
+
 GRAPHS = (CONTEXT_ENCODER, PRIOR, SI_SAMPLER, DECODER)
 
 #: Graphs that only some bundles have.
-OPTIONAL_GRAPHS = (DECODER_INT8, UTTERANCE_ENCODER, DIALOG_ENCODER)
+OPTIONAL_GRAPHS = (DECODER_INT8, DECODER_UNROLLED, UTTERANCE_ENCODER, DIALOG_ENCODER)
 
 #: Every file of a bundle but its manifest and those that only some bundles have.
 FILES = (

@@ -16,6 +16,7 @@ from siserve.bundle.onnx_facts import GraphFacts, read_graph_facts
 from siserve.bundle.tensors import (
     CONTEXT_TOKENIZER_FILE,
     DECODER_INT8,
+    DECODER_UNROLLED,
     DIALOG_ENCODER,
     FILES,
     GRAPHS,
@@ -87,7 +88,7 @@ def open_bundle(path: Path) -> Bundle:
     _check_weights(path)
     for name in {TOKENIZER_FILE, CONTEXT_TOKENIZER_FILE} & set(manifest.files):
         _check_tokenizer(path, name)
-    for graph in (*GRAPHS, DECODER_INT8):
+    for graph in (*GRAPHS, DECODER_INT8, DECODER_UNROLLED):
         if graph.file in manifest.files:
             _check_graph(path, graph, manifest)
     if UTTERANCE_ENCODER.file in manifest.files:

@@ -5,17 +5,18 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from types import MappingProxyType
+from typing import Literal
 
 import numpy as np
 import onnxruntime
-from numpy.typing import NDArray
 
 from siserve.bundle.errors import BundleError, UsageError
 from siserve.bundle.tensors import (
     CONTEXT_ENCODER,
     DECODER,
     DECODER_INT8,
+    DECODER_UNROLLED,
     DIALOG_ENCODER,
     PRIOR,
     SI_SAMPLER,
@@ -24,37 +25,26 @@ from siserve.bundle.tensors import (
 )
 from siserve.bundle.verify import Bundle
 from siserve.serving.cores import usable_cores
+from siserve.serving.graphs import AnyArray, GraphSession, Runs
+from siserve.serving.recorded import RecordedDecoder
 
-__all__ = ["AnyArray", "Device", "Placement", "Precision", "Runs", "Sessions", "load_sessions"]
+__all__ = [
+    "AnyArray",
+    "Device",
+    "GraphSession",
+    "Placement",
+    "Precision",
+    "Runs",
+    "Sessions",
+    "load_sessions",
+]
 
 Device = Literal["auto", "cuda", "cpu"]
 Precision = Literal["auto", "fp32", "int8"]
-AnyArray = NDArray[Any]
 
 _CUDA = "CUDAExecutionProvider"
 _CPU = "CPUExecutionProvider"
 _log = logging.getLogger(__name__)
-
-
-class GraphSession:
-    """One graph, run by the names that siserve.bundle.tensors gives."""
-
-    def __init__(self, graph: Graph, session: onnxruntime.InferenceSession) -> None:
-        """Keep the order of the outputs."""
-        self._session = session
-        self._outputs = [tensor.name for tensor in graph.outputs]
-
-    def run(self, inputs: Mapping[str, AnyArray]) -> Sequence[AnyArray]:
-        """Return the outputs in the graph's order."""
-        outputs: Sequence[AnyArray] = self._session.run(self._outputs, dict(inputs))
-        return outputs
-
-
-class Runs(Protocol):
-    """Whatever answers as a graph does."""
-
-    def run(self, inputs: Mapping[str, AnyArray]) -> Sequence[AnyArray]:
-        """Return the outputs in the graph's order."""
 
 
 class _ContextEncoderInSteps:
@@ -92,7 +82,7 @@ class Sessions:
     decoder: Runs
     exact_decoder: Runs
     device: Literal["cuda", "cpu"]
-    precision: Literal["fp32", "int8"]
+    precision: Literal["fp32", "int8", "tf32"]
     utterance_encoder: GraphSession | None = None
     dialog_encoder: GraphSession | None = None
 
@@ -132,7 +122,7 @@ def load_sessions(
         device: auto takes CUDA where it works and says why if it does not.
         threads: CPU threads of one run.
         precision: of the decoder that draws responses; auto is int8 on a CPU, if the bundle holds
-            a decoder in 8-bit integers.
+            a decoder in 8-bit integers, and TF32 on CUDA, if it holds an unrolled one.
 
     Raises:
         UsageError: if device or precision cannot be had; the message says why.
@@ -181,14 +171,17 @@ def _load(
 ) -> Sessions:
     if device == "cuda":
         _check_cuda()
-    precision = _settled(bundle, device, asked)
+    precision: Literal["fp32", "int8", "tf32"] = _settled(bundle, device, asked)
     prior, sampler, exact = (
         GraphSession(graph, _session(bundle, graph, device, threads))
         for graph in (PRIOR, SI_SAMPLER, DECODER)
     )
-    decoder = exact
+    decoder: Runs = exact
     if precision == "int8":
         decoder = GraphSession(DECODER_INT8, _session(bundle, DECODER_INT8, device, threads))
+    recorded = _record(bundle, exact, asked) if device == "cuda" else None
+    if recorded is not None:
+        decoder, precision = recorded, "fp32" if asked == "fp32" else "tf32"
     own = (prior, sampler, decoder, exact, device, precision)
     # One thread: a second one is waited for at each of some 80 short steps, and where something
     # else has its core, that is 20 ms instead of 2.
@@ -204,6 +197,22 @@ def _load(
     return Sessions(encoder, *own, utterance, dialog)
 
 
+def _record(bundle: Bundle, other: Runs, asked: Precision) -> RecordedDecoder | None:
+    """Make the decoder that CUDA records and replays; None, and the reason told, if it cannot."""
+    if not bundle.has(DECODER_UNROLLED.file):
+        _log.info("not recorded: %s has no unrolled decoder", bundle.manifest.full_name)
+        return None
+    options = {"enable_cuda_graph": "1", "use_tf32": "0" if asked == "fp32" else "1"}
+    try:
+        session = _session(bundle, DECODER_UNROLLED, "cuda", 1, options)
+        recorded = RecordedDecoder(session, other, bundle.manifest, "cuda")
+        recorded.warm_up()
+    except Exception as error:  # onnxruntime has no common base class for what it raises
+        _log.warning("not recorded, decoding in a loop: %s", _first_line(error))
+        return None
+    return recorded
+
+
 def _check_cuda() -> None:
     if _CUDA not in onnxruntime.get_available_providers():
         raise _NoCuda(f"onnxruntime {onnxruntime.__version__} as installed cannot use CUDA")
@@ -212,7 +221,11 @@ def _check_cuda() -> None:
 
 
 def _session(
-    bundle: Bundle, graph: Graph, device: Literal["cuda", "cpu"], threads: int
+    bundle: Bundle,
+    graph: Graph,
+    device: Literal["cuda", "cpu"],
+    threads: int,
+    of_cuda: Mapping[str, str] = MappingProxyType({"use_tf32": "0"}),
 ) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
@@ -221,8 +234,8 @@ def _session(
     options.enable_mem_pattern = False  # shapes differ from run to run
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    # TF32 off: fp32 is the exact reference on every device.
-    providers = [(_CUDA, {"use_tf32": "0"}), _CPU] if device == "cuda" else [_CPU]
+    # TF32 off by default: fp32 is the exact reference on every device.
+    providers = [(_CUDA, dict(of_cuda)), _CPU] if device == "cuda" else [_CPU]
     try:
         session = onnxruntime.InferenceSession(
             str(bundle.file(graph.file)), sess_options=options, providers=providers

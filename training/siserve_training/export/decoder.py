@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import onnx
 from siserve.bundle.manifest import Tokens
-from siserve.bundle.tensors import DECODER, DECODER_INT8, Graph, Tensor
+from siserve.bundle.tensors import (
+    DECODER,
+    DECODER_INT8,
+    DECODER_UNROLLED,
+    UNROLLED_STEPS,
+    Graph,
+    Tensor,
+)
 
 from siserve_training.export.dense import log_sum_exp
 from siserve_training.export.graph import GraphBuilder, Value
 from siserve_training.export.products import Affine, Rows
 from siserve_training.export.recurrent import gates_of_word, gru_step
-from siserve_training.export.sampling import Blocks, Options, choose_token, read_options
+from siserve_training.export.sampling import (
+    Blocks,
+    Options,
+    choose_plainly,
+    choose_token,
+    read_options,
+)
 from siserve_training.export.weights import Parameters, WeightStore
 
 __all__ = ["FirstState", "Step", "decoder_graphs", "word_step"]
@@ -35,7 +49,7 @@ def decoder_graphs(
     step: Step,
     is_bounded: bool,
 ) -> dict[Graph, onnx.ModelProto]:
-    """Emit decoder.onnx and decoder_int8.onnx, which differ in how products are formed.
+    """Emit decoder.onnx, decoder_int8.onnx with other products, and decoder_unrolled.onnx.
 
     Args:
         weights: the store that all graphs of a bundle share.
@@ -50,6 +64,7 @@ def decoder_graphs(
     return {
         DECODER: decoder.emit(GraphBuilder(weights), DECODER),
         DECODER_INT8: decoder.emit(GraphBuilder(weights, precision="int8"), DECODER_INT8),
+        DECODER_UNROLLED: decoder.emit_unrolled(GraphBuilder(weights), DECODER_UNROLLED),
     }
 
 
@@ -62,6 +77,17 @@ def word_step(p: Parameters) -> Step:
         return state, state
 
     return step
+
+
+@dataclass(frozen=True)
+class _Now:
+    """A step in the making: (R,), (R, H), (R, H), (R, H) and (R, words)."""
+
+    is_start: Value
+    current: Value
+    features: Value
+    following: Value
+    logits: Value
 
 
 class _Decoder:
@@ -84,6 +110,7 @@ class _Decoder:
         self._is_bounded = is_bounded
 
     def emit(self, g: GraphBuilder, graph: Graph) -> onnx.ModelProto:
+        """Emit a loop over any number of steps, for rows of every kind."""
         given = {tensor.name: Value(tensor.name) for tensor in graph.inputs}
         output = _OutputLayer(g, self._p, self._tokens, self._is_bounded)
         options = read_options(
@@ -94,18 +121,13 @@ class _Decoder:
         def one_step(b: GraphBuilder, index: Value, token: Value, state: Value) -> Sequence[Value]:
             uniform = b.op("Gather", given["uniform"], index)  # (R,)
             forced = b.op("Gather", given["forced"], index)
-            is_start = b.op("Equal", token, b.integer(self._tokens.start))
-            current = b.op("Where", b.unsqueeze(is_start, 1), first, state)
-            features, following = self._step(b, token, current)
-            logits = output.logits(b, features)
-            blocks, barred = output.blocks, output.barred
-            chosen = choose_token(b, logits, barred, is_start, uniform, options, blocks)
+            now = self._enter(b, output, first, token, state)
+            chosen = choose_token(
+                b, now.logits, output.barred, now.is_start, uniform, options, output.blocks
+            )
             chosen = b.op("Where", b.op("Less", forced, b.integer(0)), chosen, forced)
-            log_prob = output.log_prob(b, features, logits, chosen, options)
-            has_ended = b.op("Equal", token, b.integer(self._tokens.end))
-            log_prob = b.op("Where", has_ended, b.real(0.0), log_prob)
-            chosen = b.op("Where", has_ended, b.integer(self._tokens.end), chosen)
-            following = b.op("Where", b.unsqueeze(has_ended, 1), current, following)
+            logit = output.logit(b, now, chosen, options)
+            chosen, log_prob, following = self._leave(b, output, now, token, chosen, logit)
             return chosen, following, chosen, log_prob
 
         num_steps = g.op("Squeeze", g.op("Shape", given["uniform"], start=0, end=1))
@@ -118,6 +140,61 @@ class _Decoder:
         _, state, chosen, log_probs = looped
         outputs = {"tokens": chosen, "log_probs": log_probs, "state_out": state}
         return g.build(graph, outputs, self._sizes)
+
+    def emit_unrolled(self, g: GraphBuilder, graph: Graph) -> onnx.ModelProto:
+        """Emit a fixed number of steps one after the other, for rows that are drawn or greedy."""
+        given = {tensor.name: Value(tensor.name) for tensor in graph.inputs}
+        output = _OutputLayer(g, self._p, self._tokens, self._is_bounded)
+        first = self._first_state(g, given["c"], given["z"])
+        ones = g.integers(*(UNROLLED_STEPS * [1]))
+        uniforms = g.ops("Split", UNROLLED_STEPS, given["uniform"], ones, axis=0)  # (1, R) each
+        token, state = given["token"], given["state"]
+        tokens, log_probs = [], []
+        for uniform in uniforms:
+            now = self._enter(g, output, first, token, state)
+            row = g.op("Squeeze", uniform, g.integers(0))  # (R,)
+            chosen = choose_plainly(
+                g, now.logits, output.barred, now.is_start, row, given["temperature"], output.blocks
+            )
+            logit = g.op("GatherElements", now.logits, g.unsqueeze(chosen, 1), axis=1)
+            token, log_prob, state = self._leave(g, output, now, token, chosen, logit)
+            tokens.append(g.unsqueeze(token, 0))
+            log_probs.append(g.unsqueeze(log_prob, 0))
+        outputs = {
+            "tokens": g.op("Concat", *tokens, axis=0),
+            "log_probs": g.op("Concat", *log_probs, axis=0),
+            "state_out": state,
+        }
+        return g.build(graph, outputs, self._sizes)
+
+    def _enter(
+        self, b: GraphBuilder, output: _OutputLayer, first: Value, token: Value, state: Value
+    ) -> _Now:
+        """Emit a step up to the logits of its words."""
+        is_start = b.op("Equal", token, b.integer(self._tokens.start))
+        current = b.op("Where", b.unsqueeze(is_start, 1), first, state)
+        features, following = self._step(b, token, current)
+        return _Now(is_start, current, features, following, output.logits(b, features))
+
+    def _leave(
+        self,
+        b: GraphBuilder,
+        output: _OutputLayer,
+        now: _Now,
+        token: Value,
+        chosen: Value,
+        logit: Value,
+    ) -> tuple[Value, Value, Value]:
+        """Emit what a step gives: the token, its log-probability and the state that follows.
+
+        A row that had ended says ``</s>`` again, for nothing, and keeps its state.
+        """
+        has_ended = b.op("Equal", token, b.integer(self._tokens.end))
+        log_prob = b.op("Sub", b.op("Squeeze", logit, b.integers(1)), output.log_total(b, now))
+        log_prob = b.op("Where", has_ended, b.real(0.0), log_prob)
+        chosen = b.op("Where", has_ended, b.integer(self._tokens.end), chosen)
+        following = b.op("Where", b.unsqueeze(has_ended, 1), now.current, now.following)
+        return chosen, log_prob, following
 
     def _first_states(self, g: GraphBuilder, given: dict[str, Value]) -> Value:
         """Compute the states before ``<s>`` if any row starts in this chunk, else nothing of use.
@@ -170,36 +247,39 @@ class _OutputLayer:
         """Emit the logits of all places, (R, H) to (R, words)."""
         return self._layer.apply(b, Rows.of(b, features, self._is_bounded))
 
-    def log_prob(
-        self, b: GraphBuilder, features: Value, logits: Value, token: Value, options: Options
-    ) -> Value:
-        """Emit the log-softmax of one word a row, (R,).
+    def log_total(self, b: GraphBuilder, now: _Now) -> Value:
+        """Emit the log of the sum of exp over all words, (R,).
 
         Over all words at once, onnxruntime adds 10,000 small numbers to one that may be near 1,
         and loses 1e-5; so blocks are summed first.
         """
-        narrow = b.op("Add", b.op("MatMul", features, self._narrow_kernel), self._narrow_bias)
-        rectangle = b.reshape(logits, 0, self.blocks.count, self.blocks.size)
+        rectangle = b.reshape(now.logits, 0, self.blocks.count, self.blocks.size)
         log_softmax = b.op("LogSoftmax", rectangle, axis=2)  # (R, count, size)
         largest, of_largest = (b.reduce("ReduceMax", v, 2) for v in (rectangle, log_softmax))
-        sums = b.op("Concat", b.op("Sub", largest, of_largest), narrow, axis=1)  # (R, count + F)
+        sums = b.op("Sub", largest, of_largest)  # (R, count)
+        return log_sum_exp(b, b.op("Concat", sums, self._narrow(b, now), axis=1))
+
+    def logit(self, b: GraphBuilder, now: _Now, token: Value, options: Options) -> Value:
+        """Emit the logit of one word a row, which may be a forbidden one that is forced, (R, 1)."""
         place = b.unsqueeze(token, 1)  # (R, 1)
 
         def of_any(branch: GraphBuilder) -> Value:
             is_it = branch.op("Equal", place, branch.unsqueeze(self._forbidden, 0))  # (R, F)
-            own = branch.op("Where", is_it, narrow, branch.real(_FORBIDDEN))
-            both = branch.op(
-                "Concat", branch.op("GatherElements", logits, place, axis=1), own, axis=1
-            )
-            return branch.reduce("ReduceMax", both, 1, keep=True)  # (R, 1)
+            own = branch.op("Where", is_it, self._narrow(branch, now), branch.real(_FORBIDDEN))
+            usual = branch.op("GatherElements", now.logits, place, axis=1)
+            both = branch.op("Concat", usual, own, axis=1)
+            return branch.reduce("ReduceMax", both, 1, keep=True)
 
-        logit = b.when(
+        return b.when(
             options.any_forced,
             of_any,
-            lambda branch: branch.op("GatherElements", logits, place, axis=1),
+            lambda branch: branch.op("GatherElements", now.logits, place, axis=1),
             "float32",
         )
-        return b.op("Sub", b.op("Squeeze", logit, b.integers(1)), log_sum_exp(b, sums))
+
+    def _narrow(self, b: GraphBuilder, now: _Now) -> Value:
+        """Emit the logits of words that may never be chosen, (R, F)."""
+        return b.op("Add", b.op("MatMul", now.features, self._narrow_kernel), self._narrow_bias)
 
 
 def _forbid(g: GraphBuilder, logits: Value, *ids: int) -> Value:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from siserve_training.export.graph import Branch, GraphBuilder, Value
 
-__all__ = ["Blocks", "Options", "choose_token", "read_options"]
+__all__ = ["Blocks", "Options", "choose_plainly", "choose_token", "read_options"]
 
 #: Largest uniform that is used; keeps u * total strictly below the total in float32.
 _BELOW_ONE = 1.0 - 2.0**-20
@@ -79,9 +79,7 @@ def read_options(
         top_p: 1 = off, (R,).
         forced: the token of a step, -1 for none, (K, R).
     """
-    is_greedy = g.op("LessOrEqual", temperature, g.real(0.0))
-    inverse = g.op("Reciprocal", g.op("Max", temperature, g.real(_MIN_TEMPERATURE)))
-    inverse = g.op("Where", is_greedy, g.real(1.0), inverse)
+    is_greedy, inverse = _read_temperature(g, temperature)
     asks_k = g.op("Greater", top_k, g.integer(0))
     asks_p = g.op("Less", top_p, g.real(1.0))
     least, most = (g.reduce(kind, forced, 0) for kind in ("ReduceMin", "ReduceMax"))  # (R,)
@@ -149,6 +147,40 @@ def choose_token(
         _no_token(uniform),
         "int64",
     )
+
+
+def choose_plainly(
+    g: GraphBuilder,
+    logits: Value,
+    barred: Value,
+    is_barred: Value,
+    uniform: Value,
+    temperature: Value,
+    blocks: Blocks,
+) -> Value:
+    """Emit the same without a branch, for rows that are drawn or greedy, (R,) int64.
+
+    Args:
+        g: the graph.
+        logits: (R, words); very negative where a word may not be chosen.
+        barred: added to the logits of rows that may not end yet, (words,).
+        is_barred: which rows those are, (R,).
+        uniform: in [0, 1), (R,).
+        temperature: 0 = the likeliest token, (R,).
+        blocks: the vocabulary as a rectangle.
+    """
+    is_greedy, inverse = _read_temperature(g, temperature)
+    scaled = g.op("Mul", logits, g.unsqueeze(inverse, 1))
+    scaled = g.op("Where", g.unsqueeze(is_barred, 1), g.op("Add", scaled, barred), scaled)
+    drawn = _invert_blocks(g, g.op("Softmax", scaled, axis=1), g.unsqueeze(uniform, 1), blocks)
+    return g.op("Where", is_greedy, g.op("ArgMax", scaled, axis=1, keepdims=0), drawn)
+
+
+def _read_temperature(g: GraphBuilder, temperature: Value) -> tuple[Value, Value]:
+    """Say which rows are greedy, (R,), and by what logits are multiplied, 1 for those, (R,)."""
+    is_greedy = g.op("LessOrEqual", temperature, g.real(0.0))
+    inverse = g.op("Reciprocal", g.op("Max", temperature, g.real(_MIN_TEMPERATURE)))
+    return is_greedy, g.op("Where", is_greedy, g.real(1.0), inverse)
 
 
 def _no_token(rows: Value) -> Branch:

@@ -1,0 +1,156 @@
+"""The unrolled decoder: runs of fixed shape from fixed memory, which CUDA records and replays.
+
+A replay costs one launch instead of some hundred, but shapes and addresses must stay. So rows are
+filled up to one of a few counts, each of which has buffers of its own on the device, and the host
+reads tokens once for all steps of a run. Rows that it cannot decode (forced ones, top-k, top-p) go
+through the decoder with a loop, whoever is beside them, so that a row's way depends on its own
+request alone.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from siserve.bundle.manifest import Manifest
+from siserve.bundle.tensors import DECODER, DECODER_UNROLLED, UNROLLED_STEPS, Tensor
+from siserve.serving.graphs import AnyArray, Runs
+
+__all__ = ["COUNTS", "RecordedDecoder"]
+
+#: Rows of a run; a batch is filled up to the next of them.
+COUNTS = (8, 32, 128, 512, 2048, 4096)
+
+_DTYPES: dict[str, Any] = {"int64": np.int64, "float32": np.float32}
+_BY_STEP = ("uniform", "forced", "tokens", "log_probs")
+
+
+class RecordedDecoder:
+    """Answers as decoder.onnx does; several threads may share it.
+
+    Args:
+        session: of decoder_unrolled.onnx.
+        other: the decoder with a loop.
+        manifest: of the bundle.
+        device: where the buffers lie; only "cuda" records.
+        counts: see COUNTS.
+    """
+
+    def __init__(
+        self,
+        session: onnxruntime.InferenceSession,
+        other: Runs,
+        manifest: Manifest,
+        device: Literal["cuda", "cpu"],
+        counts: Sequence[int] = COUNTS,
+    ) -> None:
+        self._other = other
+        self._end = manifest.tokens.end
+        self._lock = threading.Lock()  # a recording has one set of buffers
+        sizes = manifest.sizes.by_axis()
+        self._tapes = {count: _Tape(session, count, sizes, device) for count in sorted(counts)}
+
+    def warm_up(self) -> None:
+        """Run every count, twice where the first run records."""
+        for tape in self._tapes.values():
+            for _ in range(2):
+                tape.run({}, self._end)
+
+    def run(self, inputs: Mapping[str, AnyArray]) -> Sequence[AnyArray]:
+        """Return tokens (K, R), log-probs (K, R) and states (R, H)."""
+        is_plain = (inputs["top_k"] == 0) & (inputs["top_p"] >= 1)
+        is_plain &= (inputs["forced"] < 0).all(axis=0)
+        if len(inputs["uniform"]) != UNROLLED_STEPS or not is_plain.any():
+            return self._other.run(inputs)
+        largest = max(self._tapes)
+        rows = np.flatnonzero(is_plain)
+        parts = [rows[first : first + largest] for first in range(0, len(rows), largest)]
+        answers = [(part, self._replay(_rows_of(inputs, part))) for part in parts]
+        if not is_plain.all():
+            others = np.flatnonzero(~is_plain)
+            answers.append((others, self._other.run(_rows_of(inputs, others))))
+        return _joined(answers, len(is_plain))
+
+    def _replay(self, inputs: Mapping[str, AnyArray]) -> Sequence[AnyArray]:
+        count = next(each for each in self._tapes if each >= len(inputs["token"]))
+        with self._lock:
+            return self._tapes[count].run(inputs, self._end)
+
+
+class _Tape:
+    """Buffers for runs of one number of rows, and the recording that reads and writes them."""
+
+    def __init__(
+        self,
+        session: onnxruntime.InferenceSession,
+        count: int,
+        sizes: Mapping[str, int],
+        device: Literal["cuda", "cpu"],
+    ) -> None:
+        self._session = session
+        self._count = count
+        self._host = {t.name: _zeros(t, count, sizes) for t in DECODER_UNROLLED.inputs}
+        self._given = {
+            name: onnxruntime.OrtValue.ortvalue_from_numpy(values, device, 0)
+            for name, values in self._host.items()
+        }
+        self._binding = session.io_binding()
+        for name, value in self._given.items():
+            self._binding.bind_ortvalue_input(name, value)
+        self._results = {
+            t.name: onnxruntime.OrtValue.ortvalue_from_numpy(_zeros(t, count, sizes), device, 0)
+            for t in DECODER_UNROLLED.outputs
+        }
+        for name, value in self._results.items():
+            self._binding.bind_ortvalue_output(name, value)
+        self._options = onnxruntime.RunOptions()
+        if device == "cuda":
+            self._options.add_run_config_entry("gpu_graph_id", str(count))
+
+    def run(self, inputs: Mapping[str, AnyArray], end: int) -> Sequence[AnyArray]:
+        """Run rows, those that are missing as ended ones; return copies of their results."""
+        rows = len(inputs["token"]) if inputs else 0
+        self._host["token"][rows:] = end
+        for name, values in self._host.items():
+            if inputs:
+                values[_place(name, slice(rows))] = inputs[name]
+            self._given[name].update_inplace(values)
+        self._session.run_with_iobinding(self._binding, self._options)
+        return [
+            value.numpy()[_place(name, slice(rows))].copy() for name, value in self._results.items()
+        ]
+
+
+def _zeros(tensor: Tensor, count: int, sizes: Mapping[str, int]) -> NDArray[Any]:
+    shape = [axis if isinstance(axis, int) else {**sizes, "R": count}[axis] for axis in tensor.axes]
+    return np.zeros(shape, _DTYPES[tensor.dtype])
+
+
+def _place(name: str, rows: slice | NDArray[np.int64]) -> Any:
+    """Index rows of a tensor, whichever axis they lie along."""
+    return (slice(None), rows) if name in _BY_STEP else rows
+
+
+def _rows_of(inputs: Mapping[str, AnyArray], rows: NDArray[np.int64]) -> dict[str, AnyArray]:
+    return {name: values[_place(name, rows)] for name, values in inputs.items()}
+
+
+def _joined(
+    answers: Sequence[tuple[NDArray[np.int64], Sequence[AnyArray]]], count: int
+) -> list[AnyArray]:
+    if len(answers) == 1:
+        return list(answers[0][1])
+    joined = []
+    for number, tensor in enumerate(DECODER.outputs):
+        first = answers[0][1][number]
+        shape = (len(first), count) if tensor.name in _BY_STEP else (count, first.shape[1])
+        whole = np.empty(shape, first.dtype)
+        for rows, answer in answers:
+            whole[_place(tensor.name, rows)] = answer[number]
+        joined.append(whole)
+    return joined
