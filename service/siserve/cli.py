@@ -23,7 +23,10 @@ _CLIENT = {
     "models": "list, load and roll back the models of a server",
     "top": "watch a running server",
 }
-_BENCH = {"bench": "measure the decoder, a server under load, training"}
+_BENCH = {
+    "bench": "measure the decoder, a server under load, training",
+    "plan": "replicas and cost for a rate of requests",
+}
 _TRAINING = {
     "train": "train a model on a corpus",
     "evaluate": "measure a trained model",

@@ -1,6 +1,6 @@
 """Training by one process and by two on one machine: tokens per second, and scaling efficiency.
 
-    python tests/benchmarks/bench_processes.py --data CORPUS [--preset NAME] [--steps 50]
+    python tests/benchmarks/bench_processes.py --data CORPUS [--preset NAME] [--batch-size 96]
 
 Each way trains the same preset from the same seed with the same batch over all processes; the ways
 take turns. The first fifth of the steps is left out. Efficiency is the tokens per second of two
@@ -44,7 +44,8 @@ WAYS = (Way(1, 1), Way(2, 1), Way(1, 2))
 def tokens_per_second(way: Way, options: argparse.Namespace) -> float:
     """Train once; return the median of the logged rates."""
     every = max(1, options.steps // 10)
-    settings = {"max_steps": options.steps, "log_every": every, "eval_every": 10**9}
+    settings = {"batch_size": options.batch_size, "max_steps": options.steps, "log_every": every}
+    settings |= {"eval_every": 10**9, "valid_pairs": 96}  # one validation, at the end
     environment = {**os.environ, "OMP_NUM_THREADS": str(way.threads), "CUDA_VISIBLE_DEVICES": ""}
     with tempfile.TemporaryDirectory() as folder:
         arguments = ["train", "--task=dialog", f"--preset={options.preset}"]
@@ -65,6 +66,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="folder of the dialog corpus")
     parser.add_argument("--preset", default="dialog-si-cvae-small")
+    parser.add_argument("--batch-size", type=int, default=96, help="over all processes")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=50)
     options = parser.parse_args()

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from siserve.bench.asked import choices, levels, numbers
+from siserve.bench.plan_cli import plan
 from siserve.bundle.errors import UsageError
 from siserve.command import run_app
 
@@ -34,6 +35,7 @@ _bench = typer.Typer(
     help="Measure: decode times the decoder, serve loads a server, train times training.",
 )
 _app.add_typer(_bench, name="bench")
+_app.command()(plan)
 
 _PRECISIONS: Sequence[Precision] = ("fp32", "int8")
 _WAYS: Sequence[Way] = ("one", "batched", "greedy")
