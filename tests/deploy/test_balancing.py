@@ -1,5 +1,6 @@
 """Two replicas: the client spreads its calls over them, so does a proxy, and one may go."""
 
+import json
 import re
 import signal
 import socket
@@ -13,8 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.request import urlopen
 
+import grpc
 import pytest
 from bundle_factory import tiny_bundle
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from siserve import cli
 from siserve.client import Client, ClientError
 
 from .conftest import ROOT, find_tool, free_ports
@@ -133,6 +137,32 @@ def test_the_client_spreads_its_calls_and_loses_none_when_a_replica_drains(repli
             client.generate(DIALOG, n=2)
     assert is_even(replicas)
     assert drain_during(address, replicas[0]) == []
+
+
+def test_the_client_asks_no_replica_that_says_that_it_drains(replicas):
+    draining, other = replicas
+    place = f"127.0.0.1:{draining.port}"
+    with Client(f"ipv4:{place},127.0.0.1:{other.port}", timeout_s=30) as client:
+        client.generate(DIALOG, n=2)
+        with grpc.insecure_channel(place) as channel:
+            watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+            assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
+            draining.process.send_signal(signal.SIGTERM)
+            assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        time.sleep(0.05)  # until the client has been told, too; the replica still answers
+        before = other.answered()
+        for _ in range(10):
+            client.generate(DIALOG, n=2)
+        assert other.answered() == before + 10
+
+
+def test_the_load_generator_spreads_its_calls(replicas, capsys):
+    address = "ipv4:" + ",".join(f"127.0.0.1:{replica.port}" for replica in replicas)
+    load = ["--clients=4", "--seconds=1", "--n=2", "--turns=2", "--json"]
+    assert cli.run(["bench", "serve", f"--address={address}", *load]) == 0
+    assert json.loads(capsys.readouterr().out)["loads"][0]["errors"] == {}
+    counts = [replica.answered() for replica in replicas]
+    assert min(counts) >= 0.9 * sum(counts) / 2
 
 
 def test_a_proxy_spreads_the_calls_of_one_connection_and_loses_none(replicas, tmp_path):

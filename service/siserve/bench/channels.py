@@ -14,14 +14,18 @@ from siserve.v1 import dialog_pb2
 __all__ = ["Channels"]
 
 _SERVICE = "/siserve.v1.DialogService/"
-_OPTIONS = (("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0))
+_OPTIONS = (
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.enable_retries", 0),
+    ("grpc.service_config", '{"loadBalancingConfig": [{"round_robin": {}}]}'),
+)
 
 
 class Channels:
-    """Several connections to one server.
+    """Several connections to one server, or to each of its replicas, which then take turns.
 
     Args:
-        address: HOST:PORT.
+        address: HOST:PORT, or a name of gRPC's for several, as ipv4:10.0.0.1:1,10.0.0.2:1.
         number: of connections.
         timeout_s: deadline of a call.
         credentials: a key, TLS; by default none of them.

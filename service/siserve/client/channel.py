@@ -17,9 +17,12 @@ __all__ = ["OPTIONS", "ClientError", "failure"]
 _SERVICE = dialog_pb2.DESCRIPTOR.services_by_name["DialogService"]
 
 #: Calls that failed because a server was gone are tried again, on another address if there is one.
+#: A server whose health says that it drains gets no new ones: of those that reach it while it
+#: stops, the library cancels some, and that is not tried again.
 SERVICE_CONFIG = json.dumps(
     {
         "loadBalancingConfig": [{"round_robin": {}}],
+        "healthCheckConfig": {"serviceName": _SERVICE.full_name},
         "methodConfig": [
             {
                 "name": [{"service": _SERVICE.full_name}],
