@@ -37,7 +37,7 @@ def bench(options: argparse.Namespace, factor: int, cores: str, *where: str) -> 
 
 def measure_one(options: argparse.Namespace) -> str:
     """One replica, started by the generator and on its core."""
-    return bench(options, 1, "0", "--start", "--server=--threads 1")
+    return bench(options, 1, "0", "--start", "--server=--threads 1 --workers 1")
 
 
 def measure_two(options: argparse.Namespace) -> str:
@@ -45,7 +45,7 @@ def measure_two(options: argparse.Namespace) -> str:
     started: list[subprocess.Popen[str]] = []
     try:
         for core in ("0", "1"):
-            command = ["taskset", "-c", core, *SISERVE, "serve", "--threads=1"]
+            command = ["taskset", "-c", core, *SISERVE, "serve", "--threads=1", "--workers=1"]
             command += ["--port=0", "--metrics-port=0"]
             started.append(
                 subprocess.Popen(

@@ -307,15 +307,25 @@ def test_the_rules_are_those_of_deploy(render):
     assert the(render("autoscaling-rows"), "PrometheusRule")["spec"] == rules, "run make chart"
 
 
-def test_a_limit_of_cpus_sets_the_threads_unless_a_value_does(render):
-    def threads(*values):
-        container = server_of(render("default", *values))
-        names = {variable["name"] for variable in container.get("env", [])}
-        return "SISERVE_THREADS" in names, "--threads=3" in container["args"]
-
-    assert threads() == (False, False)
-    assert threads("resources.limits.cpu=2") == (True, False)
-    assert threads("resources.limits.cpu=2,server.threads=3") == (False, True)
+@pytest.mark.parametrize(
+    ("scenario", "values", "variable", "argument"),
+    [
+        ("default", [], "requests.cpu", None),
+        ("default", ["resources.limits.cpu=2"], "limits.cpu", None),
+        ("default", ["resources.requests.cpu=null"], None, None),
+        ("default", ["resources.limits.cpu=2", "server.workers=3"], None, "3"),
+        ("gpu", ["resources.limits.cpu=2"], None, None),
+    ],
+)
+def test_as_many_batches_are_decoded_at_once_as_a_pod_has_cpus(
+    render, scenario, values, variable, argument
+):
+    container = server_of(render(scenario, *values))
+    found = [each for each in container.get("env", []) if each["name"] == "SISERVE_WORKERS"]
+    fields = [each["valueFrom"]["resourceFieldRef"] for each in found]
+    assert fields == ([{"resource": variable, "divisor": "1"}] if variable else [])
+    told = [each for each in container["args"] if each.startswith("--workers")]
+    assert told == ([f"--workers={argument}"] if argument else [])
 
 
 def test_a_gpu_brings_its_image_its_device_and_its_limit(render):
