@@ -1,11 +1,20 @@
 """What a retired model held goes back to the system."""
 
+import gc
 import platform
+import weakref
 
 import numpy as np
 import psutil
 import pytest
+from siserve.client.answer import make_request, make_score_request
+from siserve.serving.dialog_model import DialogModel
+from siserve.serving.engine import EngineOptions
+from siserve.serving.loading import load_model
 from siserve.serving.memory import give_back
+from siserve.serving.metrics import Metrics
+from siserve.serving.requests import RequestLimits
+from siserve.serving.sessions import GraphSession, Placement
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="malloc_trim is glibc's")
@@ -23,3 +32,34 @@ def test_memory_that_was_freed_in_small_parts_goes_back():
 def test_another_c_library_is_no_error(monkeypatch):
     monkeypatch.setattr("ctypes.CDLL", lambda name: object())
     give_back()
+
+
+def test_a_model_that_was_stopped_is_let_go_of_at_once(bundle):
+    model = load_model(
+        bundle,
+        Placement("cpu"),
+        RequestLimits(),
+        EngineOptions(workers=2),
+        Metrics().engine_observer(),
+    )
+    model.start()
+    request = make_request([("A", "hello")], n=64, diversity=0.5)
+    jobs = [model.submit(model.check(request)) for _ in range(8)]
+    assert all(len(job.result.result(60).rows) == 64 for job in jobs)
+    scores = make_score_request([("A", "hello")], ["yes"], num_samples=4)
+    model.submit_scores(model.check_scores(scores)).result.result(60)
+    model.stop()
+    gc.collect()
+    gc.disable()  # what cycles hold stays from now on
+    try:
+        held = [weakref.ref(each) for each in (model, *graphs_of(model))]
+        del model, jobs
+        assert [each() for each in held if each() is not None] == []
+    finally:
+        gc.enable()
+
+
+def graphs_of(model: DialogModel) -> list[GraphSession]:
+    """The graphs that a model's workers run: most of its memory."""
+    sessions = model.engine._workers[0]._sessions
+    return [sessions.prior, sessions.si_sampler]

@@ -99,7 +99,9 @@ class Worker:
                 self._decode_chunk()
             if self._scorings:
                 self._score_block()
-            self._jobs.rows_changed(self, self.num_rows)
+            # By its id: were it the worker, both would hold each other, and a retired model's
+            # memory, until a collection of cycles.
+            self._jobs.rows_changed(id(self), self.num_rows)
 
     def _admit(self, jobs: Sequence[AnyJob]) -> None:
         """Let jobs in: contexts are encoded together; if that fails, one by one."""
