@@ -1,4 +1,4 @@
-"""An utterance has one vector and a context one c, to the bit, whatever they are computed with.
+"""An utterance has one vector, a context one c and a row one z, to the bit, in any batch.
 
 A server keeps vectors and encodes contexts of several requests at once, and one seed must still
 give one answer. That holds if the number of rows, their order, the length of the padding and the
@@ -9,7 +9,7 @@ import numpy as np
 import onnxruntime
 import pytest
 from bundle_factory import TinySizes, tiny_bundle, tiny_model
-from siserve.bundle.tensors import DIALOG_ENCODER, UTTERANCE_ENCODER
+from siserve.bundle.tensors import DIALOG_ENCODER, PRIOR, UTTERANCE_ENCODER
 
 from .conftest import Graphs, normal
 
@@ -33,7 +33,7 @@ def graphs_of(request, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def sessions(graphs_of):
-    """Both graphs by their number of threads."""
+    """The graphs by their number of threads."""
 
     def opened(graph, threads):
         options = onnxruntime.SessionOptions()
@@ -42,7 +42,7 @@ def sessions(graphs_of):
         path = graphs_of.path / graph.file
         return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
-    graphs = {"utterance": UTTERANCE_ENCODER, "dialog": DIALOG_ENCODER}
+    graphs = {"utterance": UTTERANCE_ENCODER, "dialog": DIALOG_ENCODER, "prior": PRIOR}
     return {
         (name, threads): opened(graph, threads)
         for name, graph in graphs.items()
@@ -96,3 +96,16 @@ def test_a_context_has_one_condition_vector(graphs_of, sessions, rng):
         rows = rng.integers(0, POOL, rng.integers(1, 65))
         used = rng.integers(counts[rows].max(), window + 1)
         assert np.array_equal(run(rows, used, 1 + case % 2), alone[rows])
+
+
+def test_rows_of_several_requests_have_the_latents_that_they_have_alone(graphs_of, sessions, rng):
+    c, noise = graphs_of.latents(rng, POOL)
+
+    def run(rows, threads=1):
+        return sessions["prior", threads].run(None, {"c": c[rows], "eps_z": noise[rows]})[0]
+
+    alone = np.concatenate([run([row]) for row in range(POOL)])
+    assert len(np.unique(alone, axis=0)) == POOL
+    for case in range(CASES):
+        rows = rng.integers(0, POOL, rng.integers(1, 129))
+        assert np.array_equal(run(rows, 1 + case % 2), alone[rows])

@@ -54,7 +54,7 @@ class ContextEncoder:
         sessions: of the model. Without graphs of the two steps nothing can be kept.
         pad: id of padding.
         capacity: most vectors that are kept, those used last; 0 = none. One of 600 numbers takes
-            3 kB with its key.
+            3.4 kB with its key.
         heard: told by each call how many utterances needed no work, because they were kept or
             stand twice, and how many were encoded.
     """
