@@ -16,10 +16,10 @@ LOCK = .venv-deploy/bin/uv pip compile --quiet --no-annotate --generate-hashes -
   --constraint requirements/constraints.txt --python-version 3.11 \
   --python-platform x86_64-manylinux_2_28 --custom-compile-command "make locks"
 
-.PHONY: help demo serve setup test lint bench chart protos constraints images sbom locks clean
+.PHONY: help demo serve setup test lint bench bench-engine chart protos constraints images sbom locks clean
 
 help: ## show this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 22
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^X /  make \1\t/' | expand -t 22
 
 demo: .venv-serve/.ready ## ask the embedded model three contexts over gRPC and stop
 	@.venv-serve/bin/python -m siserve.client.demo
@@ -48,6 +48,9 @@ bench: .venv/.ready ## measure a training step (minutes; SISERVE_DATA holds swit
 	@test -d "$${SISERVE_DATA:-}/switchboard" || \
 	{ echo "make bench: set SISERVE_DATA to the folder that holds switchboard/" >&2; exit 2; }
 	.venv/bin/siserve bench train --data "$$SISERVE_DATA/switchboard"
+
+bench-engine: .venv/.ready ## measure the decoding engine against its bars (20 minutes, nothing beside it)
+	.venv/bin/python tests/benchmarks/bench_engine.py
 
 chart: .venv/.ready ## write what the chart takes from values.yaml and deploy/alerts
 	cp deploy/alerts/siserve.rules.yaml k8s/siserve/files/
