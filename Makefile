@@ -19,7 +19,7 @@ LOCK = .venv-deploy/bin/uv pip compile --quiet --no-annotate --generate-hashes -
 .PHONY: help demo serve setup test lint bench bench-engine chart protos constraints images sbom locks clean
 
 help: ## show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^X /  make \1\t/' | expand -t 22
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
 
 demo: .venv-serve/.ready ## ask the embedded model three contexts over gRPC and stop
 	@.venv-serve/bin/python -m siserve.client.demo
