@@ -2,6 +2,7 @@
 
 import json
 import signal
+import urllib.request
 
 import grpc
 import pytest
@@ -105,3 +106,42 @@ def test_a_call_is_a_span_within_its_callers_with_its_stages_inside():
     assert lengths == pytest.approx([0.1, 0.2, 0.3])
     assert call.start_time == stages[0].start_time and stages[-1].end_time <= call.end_time
     assert not refused.status.is_ok and refused.parent is None
+
+
+TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
+
+
+def exemplars(server, trace_header: str) -> list[str]:
+    """Ask once within a trace; return the lines of metrics that name it."""
+    with server.channel() as channel:
+        dialog_pb2_grpc.DialogServiceStub(channel).GenerateResponses(
+            make_request(DIALOG, n=1), timeout=20, metadata=[("traceparent", trace_header)]
+        )
+    kind = {"Accept": "application/openmetrics-text; version=1.0.0"}
+    asked = urllib.request.Request(server.metrics_url, headers=kind)
+    with urllib.request.urlopen(asked, timeout=10) as reply:
+        return [line for line in reply.read().decode().splitlines() if "trace_id" in line]
+
+
+def test_metrics_name_a_trace_only_when_told_to(start_server, server):
+    assert exemplars(server, f"00-{TRACE}-00f067aa0ba902b7-01") == []
+    told = start_server("--exemplars")
+    (line,) = exemplars(told, f"00-{TRACE}-00f067aa0ba902b7-01")
+    assert (
+        line.startswith("siserve_request_seconds_bucket{") and f'# {{trace_id="{TRACE}"}}' in line
+    )
+    for odd in ("", "00-zz-00f067aa0ba902b7-01", f"00-{'0' * 32}-00f067aa0ba902b7-01", TRACE * 40):
+        again = exemplars(told, odd)
+        assert [each.partition(" # ")[2] for each in again] == [line.partition(" # ")[2]]
+    with urllib.request.urlopen(told.metrics_url, timeout=10) as reply:
+        assert b"trace_id" not in reply.read()  # the plain format has no place for it
+
+
+def test_a_call_that_begins_a_trace_is_named_by_it():
+    memory = pytest.importorskip("opentelemetry.sdk.trace.export.in_memory_span_exporter")
+    exporter = memory.InMemorySpanExporter()
+    tracing = Tracing("", exporter)
+    told = tracing.tell("GetModel", "OK", 0.1, {}, {})
+    tracing.stop()
+    (span,) = exporter.get_finished_spans()
+    assert told == f"{span.context.trace_id:032x}"

@@ -247,6 +247,12 @@ def serve(
             metavar="URL", envvar="SISERVE_OTLP_ENDPOINT", help="Send traces there by OTLP."
         ),
     ] = "",
+    exemplars: Annotated[
+        bool,
+        typer.Option(
+            "--exemplars", envvar="SISERVE_EXEMPLARS", help="Metrics name traces (OpenMetrics)."
+        ),
+    ] = False,
     reflection: Annotated[
         bool | None,
         typer.Option(
@@ -290,6 +296,7 @@ def serve(
         insecure=insecure,
         keys=keys_file,
         otlp_endpoint=otlp_endpoint,
+        exemplars=exemplars,
         limits=RequestLimits(
             max_responses,
             max_turns,

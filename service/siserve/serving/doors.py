@@ -36,6 +36,7 @@ DIALOG = dialog_pb2.DESCRIPTOR.services_by_name["DialogService"]
 ADMIN = admin_pb2.DESCRIPTOR.services_by_name["AdminService"]
 SERVICE = DIALOG.full_name
 
+_TRACE_PARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 _log = logging.getLogger(__name__)
 
@@ -111,14 +112,20 @@ class Hall:
         calls: told of each call's begin and end.
         gate: says who calls, before a message is parsed.
         tracing: told of each call; None = nobody is.
+        exemplars: whether metrics are told the trace that a call belongs to.
     """
 
     def __init__(
-        self, metrics: Metrics, calls: OpenCalls, gate: Gate, tracing: Tracing | None = None
+        self,
+        metrics: Metrics,
+        calls: OpenCalls,
+        gate: Gate,
+        tracing: Tracing | None = None,
+        exemplars: bool = False,
     ) -> None:
         """Keep them."""
         self._metrics, self.calls, self.gate = metrics, calls, gate
-        self._tracing = tracing
+        self._tracing, self._exemplars = tracing, exemplars
 
     @asynccontextmanager
     async def passage(self, name: str, context: Context) -> AsyncIterator[Call]:
@@ -152,11 +159,12 @@ class Hall:
         self, name: str, code: str, seconds: float, metadata: Metadata, facts: dict[str, Any]
     ) -> None:
         """Tell metrics, log and traces of a call that was answered."""
-        self._metrics.call_answered(name, code, seconds)
-        log_call(name, code, seconds, facts)
+        texts = {key: value for key, value in metadata if isinstance(value, str)}
+        trace = trace_id(texts.get("traceparent", ""))
         if self._tracing is not None:
-            texts = {key: value for key, value in metadata if isinstance(value, str)}
-            self._tracing.tell(name, code, seconds, texts, facts)
+            trace = self._tracing.tell(name, code, seconds, texts, facts)
+        self._metrics.call_answered(name, code, seconds, trace if self._exemplars else "")
+        log_call(name, code, seconds, facts)
 
 
 def request_id(metadata: Metadata) -> str:
@@ -165,6 +173,12 @@ def request_id(metadata: Metadata) -> str:
         if name == "x-request-id" and isinstance(value, str) and _REQUEST_ID.fullmatch(value):
             return value
     return secrets.token_hex(8)
+
+
+def trace_id(traceparent: str) -> str:
+    """Return the id of the trace that a W3C header names, or "" if it names none."""
+    found = _TRACE_PARENT.fullmatch(traceparent)
+    return found.group(1) if found and int(found.group(1), 16) else ""
 
 
 def _deadline(context: Context) -> float:

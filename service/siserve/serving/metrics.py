@@ -140,10 +140,11 @@ class Metrics:
         """Count a bundle that came while the server ran."""
         self._model_loads.labels(result).inc()
 
-    def call_answered(self, method: str, code: str, seconds: float) -> None:
-        """Count a call, whatever came of it."""
+    def call_answered(self, method: str, code: str, seconds: float, trace_id: str = "") -> None:
+        """Count a call, whatever came of it; a trace goes with its time as an exemplar."""
         self._requests.labels(method, code).inc()
-        self._request_seconds.labels(method).observe(seconds)
+        exemplar = {"trace_id": trace_id} if trace_id else None
+        self._request_seconds.labels(method).observe(seconds, exemplar)
 
     def timed(self, timings: dialog_pb2.Timings) -> None:
         """Observe the stages of one request."""

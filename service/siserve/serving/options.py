@@ -59,6 +59,8 @@ class ServerOptions:
         tls: None = in the open.
         insecure: whether others than this machine may be served in the open.
         otlp_endpoint: where traces are sent; "" = nowhere.
+        exemplars: whether the times of calls in the metrics name a trace each, where there is one;
+            scrapers see it who ask for OpenMetrics.
         keys: file of the keys that are asked for; None = everybody may call.
     """
 
@@ -78,6 +80,7 @@ class ServerOptions:
     tls: CertificateFiles | None = None
     insecure: bool = False
     otlp_endpoint: str = ""
+    exemplars: bool = False
     keys: Path | None = None
     limits: RequestLimits = field(default_factory=RequestLimits)
     engine: EngineOptions = field(default_factory=EngineOptions)

@@ -74,7 +74,7 @@ async def _serve(options: ServerOptions, announce: Callable[[str], None]) -> int
     scraped = serve_metrics(metrics.registry, probes, options.metrics_host, options.metrics_port)
     try:
         calls = OpenCalls()
-        hall = Hall(metrics, calls, gate, tracing)
+        hall = Hall(metrics, calls, gate, tracing, options.exemplars)
         servicers = _add_services(server, options, hall)
         door = HttpDoor(Routes(servicers, hall), options.connections, options.message_bytes)
         if options.http_port is not None:

@@ -60,7 +60,7 @@ class Tracing:
         seconds: float,
         metadata: Mapping[str, str],
         facts: Mapping[str, Any],
-    ) -> None:
+    ) -> str:
         """Tell of a call that has just been answered.
 
         Args:
@@ -69,6 +69,9 @@ class Tracing:
             seconds: from its arrival until now.
             metadata: its headers, of which the caller's context is taken.
             facts: what the log tells of it; the stages become spans, the rest attributes.
+
+        Returns:
+            The id of the trace, 32 hexadecimal digits.
         """
         from opentelemetry.trace import SpanKind, Status, StatusCode, set_span_in_context
 
@@ -94,6 +97,7 @@ class Tracing:
                 at += round(float(facts[name]) * 1e9)
                 stage.end(at)
         span.end(end)
+        return f"{span.get_span_context().trace_id:032x}"
 
     def stop(self) -> None:
         """Send what has not been sent."""

@@ -70,6 +70,8 @@ async def ask(channel: grpc.aio.Channel, serialized: bytes, timeout_s: float = 6
         code = "OK"
     except grpc.aio.AioRpcError as error:
         code = error.code().name
+        if code in ("UNAVAILABLE", "UNKNOWN", "INTERNAL"):  # whose reasons are many
+            code += f" ({str(error.details())[:120]})"
     return Outcome(began, time.monotonic() - began, code)
 
 
