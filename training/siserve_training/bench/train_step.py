@@ -19,10 +19,11 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from siserve.bundle.errors import SiserveError
@@ -61,17 +62,17 @@ class Contender:
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
-    loss: Callable[[Windows], Tensor]
+    loss: Callable[[Any], Tensor]
 
     @classmethod
-    def of(cls, model: nn.Module, loss: Callable[[Windows], Tensor]) -> Contender:
+    def of(cls, model: nn.Module, loss: Callable[[Any], Tensor]) -> Contender:
         """Give a model the optimiser that training uses."""
         return cls(model, torch.optim.Adam(model.parameters(), LEARNING_RATE, fused=True), loss)
 
-    def seconds(self, windows: Windows) -> float:
+    def seconds(self, batch: Any) -> float:
         """Take one step and time it."""
         start = time.perf_counter()
-        self.loss(windows).backward()
+        self.loss(batch).backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), CLIP_NORM)
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -173,7 +174,7 @@ def largest_loss_error(ours: Contender, theirs: Contender, windows: list[Windows
 
 
 def one_round(
-    ours: Contender, theirs: Contender, windows: list[Windows], number: int
+    ours: Contender, theirs: Contender, windows: Sequence[Any], number: int
 ) -> tuple[float, float]:
     """Take a step of each way on every batch; return our seconds and theirs."""
     total = {id(ours): 0.0, id(theirs): 0.0}
