@@ -103,3 +103,32 @@ def test_the_bundle_says_what_the_model_says_and_is_served_without_a_context(tra
         with pytest.raises(NotPossible, match="is of task lm"):
             model.send(make_request([("A", "the dog")], n=1))
     is_the_same_exported_again(tmp_path / "bundle", tmp_path / "again")
+
+
+def test_a_bundle_measures_as_its_run(trained, sentences, tmp_path, capsys):
+    """The graphs tell mu and sigma only by what they draw; the numbers must still be the run's."""
+    bundle = tmp_path / "bundle"
+    export_run(trained, bundle, checkpoint="last")
+    common = ["--data", str(sentences), "--pairs", "0", "--samples", "4", "--json"]
+    if trained.name == "gmm-vae":
+        assert run(["evaluate", str(bundle), *common]) == 2
+        assert "pass the run" in capsys.readouterr().err
+        return
+    assert run(["evaluate", str(bundle), *common]) == 0
+    of_bundle = printed(capsys)
+    assert run(["evaluate", str(trained), "--checkpoint", "last", *common]) == 0
+    of_run = printed(capsys)
+    assert (of_bundle["method"], of_bundle["sentences"]) == (trained.name, of_run["sentences"])
+    if trained.name == "sa-vae":  # whose bundle does not refine
+        return
+    for name in ("nll", "rec", "kl", "kl_lower", "iw_nll", "mutual_information"):
+        assert of_bundle[name] == pytest.approx(of_run[name], rel=1e-4, abs=1e-4), name
+
+
+def test_ask_takes_no_text_for_a_model_of_sentences(trained, tmp_path, capsys):
+    bundle = tmp_path / "bundle"
+    export_run(trained, bundle)
+    assert run(["ask", "-n", "3", "--bundle", str(bundle), "--json"]) == 0
+    assert len(printed(capsys)["responses"]) == 3
+    assert run(["ask", "the dog", "--bundle", str(bundle)]) != 0
+    assert "task lm" in capsys.readouterr().err

@@ -215,10 +215,16 @@ def evaluate(
 
 
 def _task_of(subject: Path) -> str:
-    """Tell the task of a run; a bundle is told apart where it is opened."""
+    """Tell the task of a run or a bundle; what is neither is refused where it is opened."""
+    from siserve.bundle.manifest import parse_manifest
+    from siserve.bundle.tensors import MANIFEST_FILE
+
     from siserve_training.run_folder import RunFolder
 
-    return RunFolder(subject).config().task if (subject / "config.json").is_file() else "dialog"
+    if (subject / "config.json").is_file():
+        return RunFolder(subject).config().task
+    manifest = subject / MANIFEST_FILE
+    return parse_manifest(manifest.read_bytes()).task if manifest.is_file() else "dialog"
 
 
 def _evaluate_language(
@@ -228,16 +234,14 @@ def _evaluate_language(
     as_json: bool,
 ) -> None:
     from siserve_training.checkpoint import write_atomically
-    from siserve_training.evaluation.language import (
-        LanguageWish,
-        measure_language,
-        open_language_run,
-    )
+    from siserve_training.evaluation.language import LanguageWish, measure_language
+    from siserve_training.evaluation.language_bundle import BUNDLE_NOISE_DRAWS, open_language
     from siserve_training.evaluation.language_report import render_language
     from siserve_training.evaluation.measure import to_json
 
-    wish = LanguageWish(*how_many)
-    measured = {"split": where[2], **measure_language(open_language_run(*where), wish, say)}
+    is_run = (where[0] / "config.json").is_file()
+    wish = LanguageWish(*how_many, **({} if is_run else {"noise_draws": BUNDLE_NOISE_DRAWS}))
+    measured = {"split": where[2], **measure_language(open_language(*where), wish, say)}
     if out is not None:
         write_atomically(out, to_json(measured, indent=2) + "\n")
     if as_json:

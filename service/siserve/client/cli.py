@@ -84,10 +84,16 @@ def ask(
     Example: siserve ask "how was your weekend?" -n 5 --seed 7
 
     Example: siserve ask --turn "A:hi" --turn "B:hello" "any plans?" --address localhost:50051
+
+    A model of task lm says sentences and takes no text.
+
+    Example: siserve ask -n 10 --bundle my-language-model
     """
     from siserve.client.answer import Answer, make_request
 
     context = make_context(turn, text)
+    if not context and not address and bundle is None:
+        raise UsageError('nothing to answer; write siserve ask "text" or add --turn A:text')
     try:
         request = make_request(
             context,
@@ -195,7 +201,7 @@ def make_context(turns: Sequence[str], text: str) -> list[tuple[str, str]]:
     """Join the earlier turns and the last one, which the other speaker says.
 
     Raises:
-        UsageError: if a turn has no speaker, or if nothing was said.
+        UsageError: if a turn has no speaker.
     """
     context = []
     for turn in turns:
@@ -205,8 +211,6 @@ def make_context(turns: Sequence[str], text: str) -> list[tuple[str, str]]:
         context.append((speaker.strip(), said.strip()))
     if text:
         context.append((_next_speaker([speaker for speaker, _ in context]), text))
-    if not context:
-        raise UsageError('nothing to answer; write siserve ask "text" or add --turn A:text')
     return context
 
 

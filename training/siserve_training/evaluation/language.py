@@ -20,6 +20,7 @@ from siserve_training.errors import ConfigError
 from siserve_training.evaluation.information import mutual_information
 from siserve_training.evaluation.language_metrics import active_units, gaussian_information
 from siserve_training.evaluation.likelihood import chunk_sizes, log_weights
+from siserve_training.evaluation.sentence_system import SentenceSystem
 from siserve_training.methods import load_method
 from siserve_training.models.draws import Noise
 from siserve_training.models.language import LanguageModel
@@ -87,14 +88,14 @@ class LanguageSubject:
     name: str
     checkpoint: str
     config: TrainConfig
-    model: LanguageModel
+    model: SentenceSystem
     text: Text
     sentences: SentenceSet
 
     @property
     def device(self) -> torch.device:
         """Where the model takes its tensors."""
-        return self.model.embedding.weight.device
+        return self.model.device
 
 
 def open_language_model(folder: Path, checkpoint: str = "best") -> tuple[LanguageModel, RunFolder]:

@@ -30,6 +30,7 @@ from siserve_training.distributions import DiagonalNormal, Mixture
 from siserve_training.errors import CorpusError
 from siserve_training.evaluation.information import mutual_information
 from siserve_training.evaluation.language_metrics import active_units
+from siserve_training.evaluation.sentence_system import SentenceSystem
 from siserve_training.methods import load_method
 from siserve_training.models.draws import Noise, NoiseWidths
 from siserve_training.models.language import LanguageModel
@@ -211,7 +212,7 @@ class DrawnPosteriors:
 
 @torch.no_grad()
 def draw_posteriors(
-    model: LanguageModel,
+    model: SentenceSystem,
     sentences: SentenceSet,
     config: TrainConfig,
     device: torch.device,
@@ -242,7 +243,7 @@ def draw_posteriors(
 
 @torch.no_grad()
 def posterior_means(
-    model: LanguageModel,
+    model: SentenceSystem,
     sentences: SentenceSet,
     config: TrainConfig,
     device: torch.device,
