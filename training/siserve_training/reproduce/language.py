@@ -26,11 +26,11 @@ __all__ = ["lm_rows", "lm_scale", "reproduce_lm"]
 #: shorter rise would not press out again, and a word's vector is mostly dropped, so that z is of use.
 _SMALL = {
     "max_utterance_tokens": 14,
-    "vocabulary_size": 1000,
+    "vocabulary_size": 2000,
     "frequent_words": 0,
-    "word_embedding": 64,
-    "utterance_hidden": 64,
-    "decoder_hidden": 64,
+    "word_embedding": 128,
+    "utterance_hidden": 128,
+    "decoder_hidden": 128,
     "decoder_dropout": 0.7,
     "num_refine_steps": 5,
     "batch_size": 32,
