@@ -35,7 +35,7 @@ def test_every_row_is_a_configuration_of_its_schedule(plan, scale):
         block = row.name.rpartition("-")[2]
         expected = {"m": "monotonic", "c": "cyclical", "ma": "monotonic", "constant": "constant"}
         assert chosen.schedule == expected[block]
-        ahead = "adaptive" if scale == "full" else "fixed:3"
+        ahead = "adaptive" if scale == "full" else "fixed:2"
         assert chosen.aggressive == (ahead if block == "ma" else "off")
         assert "--dump" not in Job(row, 1, plan).evaluate_command()
 
