@@ -21,6 +21,7 @@ from itertools import islice
 from pathlib import Path
 
 import torch
+from siserve_training.bench.train_step import Contender, has_native_bf16, one_round
 from siserve_training.config import TrainConfig, preset_values
 from siserve_training.errors import CorpusError
 from siserve_training.methods import load_method
@@ -38,8 +39,6 @@ from siserve_training.tasks.task import BatchWish
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-sys.path.insert(0, str(Path(__file__).parent))
-from bench_train import Contender, has_native_bf16, one_round
 from lagging_way import LaggingVAE
 
 TOLERANCE = 1e-5  # relative, of two losses in fp32

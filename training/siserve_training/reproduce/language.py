@@ -21,9 +21,9 @@ from siserve_training.reproduce.table import facts_of, measure
 
 __all__ = ["lm_rows", "lm_scale", "reproduce_lm"]
 
-#: What a busy CPU core trains eighteen times within an hour: short sentences, few words, small nets.
-#: beta takes a whole cycle to rise, since in fewer than two thousand updates no KL grows that a
-#: shorter rise would not press out again, and a word's vector is mostly dropped, so that z is of use.
+#: What a CPU core trains in two minutes a row: short sentences, few words, small nets. beta takes a
+#: whole cycle to rise, since within two thousand updates no KL grows that a shorter rise would not
+#: press out again, and a word's vector is mostly dropped, so that z is of use.
 _SMALL = {
     "max_utterance_tokens": 14,
     "vocabulary_size": 2000,
