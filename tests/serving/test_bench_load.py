@@ -121,7 +121,7 @@ def test_a_record_follows_from_the_outcome() -> None:
     for latency in (0.01, 0.02, 0.03, 0.2):
         outcome.add(1.0, 1.001, 1.0 + latency, "OK", REPLY)
     outcome.add(1.0, 1.0, 1.5, "RESOURCE_EXHAUSTED", b"")
-    record = summarise(Level(clients=4), outcome, 0.1, Usage(cpu=0.05, graphs=0.04))
+    record = summarise(Level(clients=4), outcome, 0.1, Usage(cpu=0.05, graphs=0.04, engine=0.045))
     assert record["answered"] == 4 and record["errors"] == {"RESOURCE_EXHAUSTED": 1}
     assert (record["requests_per_s"], record["goodput_per_s"]) == (2.0, 1.5)
     assert record["responses_per_s"] == 4.0  # two a reply
@@ -130,6 +130,7 @@ def test_a_record_follows_from_the_outcome() -> None:
     assert record["decode_ms"] == pytest.approx(3.0)
     assert record["server_cpu_ms_per_request"] == pytest.approx(10.0)
     assert record["python_cpu_ms_per_request"] == pytest.approx(2.0)
+    assert record["rpc_cpu_ms_per_request"] == pytest.approx(1.0)
     assert record["generator_cpu_share"] == 0.25
 
 

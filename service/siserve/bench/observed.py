@@ -2,9 +2,10 @@
 
     python -m siserve.bench.observed [OPTIONS of siserve serve]
 
-Each line on its standard input is answered by {"cpu": seconds, "graphs": seconds} on its standard
-output. What is not in graphs is gRPC, Python and the rest. The graphs' time is that of the thread
-that runs them, so it is right with --threads 1 only, whatever the number of workers.
+Each line on its standard input is answered by {"cpu", "graphs", "engine"} in seconds on its
+standard output: of the process, in runs of graphs, and of the threads that run them, Python
+included. What is not in the engine is gRPC and the way in and out. The graphs' time is that of the
+thread that runs them, so it is right with --threads 1 only, whatever the number of workers.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ class _Graphs:
 
     def __init__(self) -> None:
         self.seconds = 0.0
+        self._threads: dict[int, float] = {}
         self._lock = threading.Lock()
         self._run = GraphSession.run
 
@@ -34,8 +36,16 @@ class _Graphs:
         try:
             return self._run(session, inputs)
         finally:
+            now = time.thread_time()
             with self._lock:
-                self.seconds += time.thread_time() - started
+                self.seconds += now - started
+                self._threads[threading.get_ident()] = now
+
+    def usage(self) -> dict[str, float]:
+        """Tell the processor time up to now; of the threads up to their last run."""
+        with self._lock:
+            engine = sum(self._threads.values())
+            return {"cpu": time.process_time(), "graphs": self.seconds, "engine": engine}
 
 
 def main() -> int:
@@ -46,8 +56,7 @@ def main() -> int:
 
     def tell() -> None:
         for _ in sys.stdin:
-            told = {"cpu": time.process_time(), "graphs": graphs.seconds}
-            print(json.dumps(told), flush=True)
+            print(json.dumps(graphs.usage()), flush=True)
 
     threading.Thread(target=tell, name="usage", daemon=True).start()
     return cli.run(["serve", *sys.argv[1:]])

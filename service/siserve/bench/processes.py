@@ -19,11 +19,13 @@ class Usage:
 
     Attributes:
         cpu: in all.
-        graphs: in the model's graphs; None = unknown.
+        graphs: in the model's graphs; None = unknown, and so is `engine`.
+        engine: of the threads that run the graphs, Python included.
     """
 
     cpu: float
     graphs: float | None = None
+    engine: float | None = None
 
 
 def usage_of(pid: int | None) -> Usage | None:

@@ -12,6 +12,7 @@ from siserve.bench.decode_report import number, plain_table, render_facts
 
 __all__ = ["render_costs", "render_loads", "show_serve"]
 
+_PARTS = ("server", "python", "rpc")
 _KINDS = {
     "new": "no utterance of a context was sent before",
     "growing": "each dialog gains one turn with a request, and its last turns are sent",
@@ -58,19 +59,23 @@ def render_loads(records: Sequence[Mapping[str, Any]]) -> RenderableType:
 def render_costs(records: Sequence[Mapping[str, Any]]) -> RenderableType:
     """Make the table of where a request's time went.
 
-    Queue, encode and decode are what the server says; cpu is its processor time, python that
-    outside of the graphs, each a request; the generator's is its share of a core.
+    Queue, encode and decode are what the server says; cpu is its processor time a request,
+    python that outside of the graphs, rpc that outside of the engine's threads; the generator's is
+    its share of a core.
     """
     table = plain_table(
         ["load"],
-        ["queue ms", "encode ms", "decode ms", "tokens", "cpu ms", "python ms", "generator"],
+        ["queue ms", "encode ms", "decode ms", "tokens", "cpu ms", "python", "rpc", "generator"],
     )
     for each in records:
         table.add_row(
             _load_name(each),
             *(number(each[f"{name}_ms"], 1) for name in ("queue", "encode", "decode")),
             number(each["response_tokens"], 1),
-            *(number(each[f"{part}_cpu_ms_per_request"], 2) for part in ("server", "python")),
+            *(
+                number(each[f"{part}_cpu_ms_per_request"], 2)
+                for part in ("server", "python", "rpc")
+            ),
             f"{100 * each['generator_cpu_share']:.0f} %",
         )
     return table

@@ -132,9 +132,14 @@ async def _visit(
 
 
 def _between(before: Usage, after: Usage) -> Usage:
-    if before.graphs is None or after.graphs is None:
-        return Usage(after.cpu - before.cpu)
-    return Usage(after.cpu - before.cpu, after.graphs - before.graphs)
+    def less(now: float | None, then: float | None) -> float | None:
+        return None if now is None or then is None else now - then
+
+    return Usage(
+        after.cpu - before.cpu,
+        less(after.graphs, before.graphs),
+        less(after.engine, before.engine),
+    )
 
 
 async def _load(
@@ -164,6 +169,7 @@ def summarise(
     cuts = sum(each.finish_reason == dialog_pb2.FINISH_REASON_LENGTH for each in responses)
     cpu = None if used is None else used.cpu
     python = None if used is None or used.graphs is None else used.cpu - used.graphs
+    rpc = None if used is None or used.engine is None else used.cpu - used.engine
 
     def per_request(seconds: float | None) -> float | None:
         return None if seconds is None else 1e3 * seconds / max(1, outcome.finished)
@@ -190,6 +196,7 @@ def summarise(
         "cut_share": cuts / len(responses) if responses else None,
         "server_cpu_ms_per_request": per_request(cpu),
         "python_cpu_ms_per_request": per_request(python),
+        "rpc_cpu_ms_per_request": per_request(rpc),
         "generator_cpu_share": outcome.generator_cpu / outcome.seconds,
         "sent_late_p99_ms": 1e3 * percentile(sorted(outcome.late), 0.99) if outcome.late else None,
     }
