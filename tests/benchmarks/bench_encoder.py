@@ -48,8 +48,8 @@ class Talk:
 
 def variants(
     bundle: Bundle, whole_bundle: Bundle, talk: Talk, batch: int
-) -> dict[str, Callable[[], object]]:
-    """Name what is measured; each call encodes something new unless it says otherwise."""
+) -> dict[str, tuple[ContextEncoder, Callable[[], list[Context]]]]:
+    """Name what is measured: an encoder, and what draws the contexts that it is given."""
     sessions = load_sessions(bundle, "cpu", 1)
     assert sessions.dialog_encoder is not None, "export the bundle again: it lacks the two steps"
     pad = bundle.manifest.tokens.pad
@@ -59,23 +59,25 @@ def variants(
     cached.encode(known)
     one, many = [known[0]], list(known)
 
-    def grow(dialogs: list[Context]) -> object:
-        dialogs[:] = [talk.next_turn(dialog) for dialog in dialogs]
-        return cached.encode(dialogs)
+    def fresh(count: int) -> Callable[[], list[Context]]:
+        return lambda: [talk.dialog() for _ in range(count)]
+
+    def grown(dialogs: list[Context]) -> Callable[[], list[Context]]:
+        def grow() -> list[Context]:
+            dialogs[:] = [talk.next_turn(dialog) for dialog in dialogs]
+            return dialogs
+
+        return grow
 
     return {
-        BASELINE: lambda: whole.encode([talk.dialog()]),
-        "all turns new": lambda: cached.encode([talk.dialog()]),
-        "one turn new": lambda: grow(one),
-        "all turns kept": lambda: cached.encode(known[:1]),
-        f"whole graph, {batch} contexts": lambda: whole.encode(
-            [talk.dialog() for _ in range(batch)]
-        ),
-        f"{batch} contexts, all turns new": lambda: cached.encode(
-            [talk.dialog() for _ in range(batch)]
-        ),
-        f"{batch} contexts, one turn new": lambda: grow(many),
-        f"{batch} contexts, all turns kept": lambda: cached.encode(known),
+        BASELINE: (whole, fresh(1)),
+        "all turns new": (cached, fresh(1)),
+        "one turn new": (cached, grown(one)),
+        "all turns kept": (cached, lambda: known[:1]),
+        f"whole graph, {batch} contexts": (whole, fresh(batch)),
+        f"{batch} contexts, all turns new": (cached, fresh(batch)),
+        f"{batch} contexts, one turn new": (cached, grown(many)),
+        f"{batch} contexts, all turns kept": (cached, lambda: known),
     }
 
 
@@ -117,21 +119,22 @@ def main() -> None:
         measured = variants(bundle, whole, talk, options.batch)
     times: dict[str, list[float]] = {name: [] for name in measured}
     for _ in range(options.rounds):
-        for name, run in measured.items():
+        for name, (encoder, draw) in measured.items():
+            contexts = draw()
             start = time.perf_counter()
-            run()
+            encoder.encode(contexts)
             times[name].append(1000 * (time.perf_counter() - start))
     print(
         f"{platform.machine()}, {options.turns} turns of {options.tokens} tokens, medians of "
         f"{options.rounds} rounds, random words, seed 0"
     )
     for name, each in times.items():
-        contexts = options.batch if str(options.batch) in name else 1
+        count = options.batch if str(options.batch) in name else 1
         ratio = statistics.median(t / w for t, w in zip(each, times[BASELINE], strict=True))
         took = statistics.median(each)
         print(
-            f"{name:32} {took:7.2f} ms, {took / contexts:6.2f} ms a context, "
-            f"{ratio / contexts:5.2f} of the whole graph's"
+            f"{name:32} {took:7.2f} ms, {took / count:6.2f} ms a context, "
+            f"{ratio / count:5.2f} of the whole graph's"
         )
     print(f"a kept vector takes {bytes_a_vector(bundle, talk):.0f} bytes, its key included")
 

@@ -8,6 +8,7 @@ tests/parity/test_encoder_in_steps.py.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -119,18 +120,18 @@ def runs_of(utterances: Iterable[Utterance]) -> list[list[Utterance]]:
     share. The division is the cheapest one, by dynamic programming over the sorted lengths.
     """
     rows = sorted(utterances, key=len)
-    cost, first = np.zeros(len(rows) + 1), np.zeros(len(rows) + 1, np.int64)
-    for stop in range(1, len(rows) + 1):
-        starts = np.arange(max(0, stop - _MAX_ROWS), stop)
-        steps = len(rows[stop - 1])
-        each = cost[starts] + steps * (stop - starts + _STEP_COST) + _RUN_COST
-        best = int(each.argmin())
-        cost[stop], first[stop] = each[best], starts[best]
+    cost, first = [0.0], [0]
+    for stop, longest in enumerate(map(len, rows), 1):
+        cost.append(math.inf)
+        first.append(0)
+        for start in range(max(0, stop - _MAX_ROWS), stop):
+            whole = cost[start] + longest * (stop - start + _STEP_COST) + _RUN_COST
+            if whole < cost[stop]:
+                cost[stop], first[stop] = whole, start
     runs, stop = [], len(rows)
     while stop:
-        start = int(first[stop])
-        runs.append(rows[start:stop])
-        stop = start
+        runs.append(rows[first[stop] : stop])
+        stop = first[stop]
     return runs
 
 
