@@ -108,9 +108,7 @@ def test_loop_bodies_take_their_weights_from_outside(graphs):
     (loop,) = [node for node in model.graph.node if node.op_type == "Loop"]
     body = loop.attribute[0].g
     assert not body.initializer
-    assert {"decoder.gru.kernel_ih", "decoder.gru.kernel_hh"} <= {
-        name for node in body.node for name in node.input
-    }
+    assert "decoder.gru.kernel_hh" in {name for node in body.node for name in node.input}
 
 
 def test_tensors_are_those_of_the_contract(bundle):

@@ -22,7 +22,6 @@ from siserve_training.export.products import Affine, Rows
 from siserve_training.export.recurrent import gates_of_word, gru_step
 from siserve_training.export.sampling import (
     Blocks,
-    Options,
     choose_plainly,
     choose_token,
     read_options,
@@ -126,8 +125,7 @@ class _Decoder:
                 b, now.logits, output.barred, now.is_start, uniform, options, output.blocks
             )
             chosen = b.op("Where", b.op("Less", forced, b.integer(0)), chosen, forced)
-            logit = output.logit(b, now, chosen, options)
-            chosen, log_prob, following = self._leave(b, output, now, token, chosen, logit)
+            chosen, log_prob, following = self._leave(b, output, now, token, chosen)
             return chosen, following, chosen, log_prob
 
         num_steps = g.op("Squeeze", g.op("Shape", given["uniform"], start=0, end=1))
@@ -156,8 +154,7 @@ class _Decoder:
             chosen = choose_plainly(
                 g, now.logits, output.barred, now.is_start, row, given["temperature"], output.blocks
             )
-            logit = g.op("GatherElements", now.logits, g.unsqueeze(chosen, 1), axis=1)
-            token, log_prob, state = self._leave(g, output, now, token, chosen, logit)
+            token, log_prob, state = self._leave(g, output, now, token, chosen)
             tokens.append(g.unsqueeze(token, 0))
             log_probs.append(g.unsqueeze(log_prob, 0))
         outputs = {
@@ -183,15 +180,13 @@ class _Decoder:
         now: _Now,
         token: Value,
         chosen: Value,
-        logit: Value,
     ) -> tuple[Value, Value, Value]:
         """Emit what a step gives: the token, its log-probability and the state that follows.
 
         A row that had ended says ``</s>`` again, for nothing, and keeps its state.
         """
         has_ended = b.op("Equal", token, b.integer(self._tokens.end))
-        log_prob = b.op("Sub", b.op("Squeeze", logit, b.integers(1)), output.log_total(b, now))
-        log_prob = b.op("Where", has_ended, b.real(0.0), log_prob)
+        log_prob = b.op("Where", has_ended, b.real(0.0), output.log_prob(b, now, chosen))
         chosen = b.op("Where", has_ended, b.integer(self._tokens.end), chosen)
         following = b.op("Where", b.unsqueeze(has_ended, 1), now.current, now.following)
         return chosen, log_prob, following
@@ -234,9 +229,11 @@ class _OutputLayer:
         kernel = g.weight("decoder.out.kernel", p["decoder.out.weight"].T)  # (H, V)
         bias = g.weight("decoder.out.bias", p["decoder.out.bias"])  # (V,)
         forbidden = sorted({tokens.pad, tokens.unk, tokens.start, tokens.dialog_start})
-        self._forbidden = g.integers(*forbidden)  # (F,)
-        self._narrow_kernel = g.op("Gather", kernel, self._forbidden, axis=1)  # (H, F)
-        self._narrow_bias = g.op("Gather", bias, self._forbidden)  # (F,)
+        ids = g.integers(*forbidden)  # (F,)
+        self._end = g.integers(tokens.end)
+        self._forbidden_row = g.unsqueeze(ids, 0)  # (1, F)
+        self._narrow_kernel = g.op("Gather", kernel, ids, axis=1)  # (H, F)
+        self._narrow_bias = g.op("Gather", bias, ids)  # (F,)
         full_bias = g.op("Pad", bias, g.integers(0, missing), g.real(_FORBIDDEN))
         full_kernel = g.op("Pad", kernel, g.integers(0, 0, 0, missing), g.real(0.0))
         self._layer = Affine.of(g, full_kernel, _forbid(g, full_bias, *forbidden))
@@ -247,39 +244,37 @@ class _OutputLayer:
         """Emit the logits of all places, (R, H) to (R, words)."""
         return self._layer.apply(b, Rows.of(b, features, self._is_bounded))
 
-    def log_total(self, b: GraphBuilder, now: _Now) -> Value:
-        """Emit the log of the sum of exp over all words, (R,).
+    def log_prob(self, b: GraphBuilder, now: _Now, token: Value) -> Value:
+        """Emit the log-softmax of one word a row, which may be a forbidden one, (R,)."""
+        place = b.unsqueeze(token, 1)  # (R, 1)
+        narrow = b.op("Add", b.op("MatMul", now.features, self._narrow_kernel), self._narrow_bias)
+        usual = b.op("GatherElements", now.logits, place, axis=1)  # (R, 1)
+        is_it = b.op("Equal", place, self._forbidden_row)  # (R, F)
+        own = b.op("Where", is_it, narrow, b.real(_FORBIDDEN))
+        logit = b.reduce("ReduceMax", b.op("Concat", usual, own, axis=1), 1)  # (R,)
+        sums = self._rough_sum if b.precision == "int8" else self._exact_sums
+        total = log_sum_exp(b, b.op("Concat", sums(b, now.logits), narrow, axis=1))
+        return b.op("Sub", logit, total)
+
+    def _exact_sums(self, b: GraphBuilder, logits: Value) -> Value:
+        """Emit the log of the sum of exp over each block, (R, count).
 
         Over all words at once, onnxruntime adds 10,000 small numbers to one that may be near 1,
-        and loses 1e-5; so blocks are summed first.
+        and loses 1e-5.
         """
-        rectangle = b.reshape(now.logits, 0, self.blocks.count, self.blocks.size)
+        rectangle = b.reshape(logits, 0, self.blocks.count, self.blocks.size)
         log_softmax = b.op("LogSoftmax", rectangle, axis=2)  # (R, count, size)
         largest, of_largest = (b.reduce("ReduceMax", v, 2) for v in (rectangle, log_softmax))
-        sums = b.op("Sub", largest, of_largest)  # (R, count)
-        return log_sum_exp(b, b.op("Concat", sums, self._narrow(b, now), axis=1))
+        return b.op("Sub", largest, of_largest)
 
-    def logit(self, b: GraphBuilder, now: _Now, token: Value, options: Options) -> Value:
-        """Emit the logit of one word a row, which may be a forbidden one that is forced, (R, 1)."""
-        place = b.unsqueeze(token, 1)  # (R, 1)
+    def _rough_sum(self, b: GraphBuilder, logits: Value) -> Value:
+        """Emit the log of the sum of exp over all words, (R, 1): 1e-5 is nothing beside 8 bits.
 
-        def of_any(branch: GraphBuilder) -> Value:
-            is_it = branch.op("Equal", place, branch.unsqueeze(self._forbidden, 0))  # (R, F)
-            own = branch.op("Where", is_it, self._narrow(branch, now), branch.real(_FORBIDDEN))
-            usual = branch.op("GatherElements", now.logits, place, axis=1)
-            both = branch.op("Concat", usual, own, axis=1)
-            return branch.reduce("ReduceMax", both, 1, keep=True)
-
-        return b.when(
-            options.any_forced,
-            of_any,
-            lambda branch: branch.op("GatherElements", now.logits, place, axis=1),
-            "float32",
-        )
-
-    def _narrow(self, b: GraphBuilder, now: _Now) -> Value:
-        """Emit the logits of words that may never be chosen, (R, F)."""
-        return b.op("Add", b.op("MatMul", now.features, self._narrow_kernel), self._narrow_bias)
+        The log-softmax of a word, here ``</s>``, is its logit minus that.
+        """
+        log_softmax = b.op("LogSoftmax", logits, axis=1)  # (R, words)
+        logit, of_end = (b.op("Gather", v, self._end, axis=1) for v in (logits, log_softmax))
+        return b.op("Sub", logit, of_end)
 
 
 def _forbid(g: GraphBuilder, logits: Value, *ids: int) -> Value:

@@ -167,13 +167,12 @@ def gates_of(g: GraphBuilder, p: Parameters, name: str, x: Value) -> Value:
 def gates_of_word(g: GraphBuilder, p: Parameters, name: str, token: Value) -> Value:
     """Emit the same for words that are told and nothing else, (R,) to (R, gates * H).
 
-    Where products are in 8-bit integers, that of the whole embedding with the weights is formed in
-    float32 when the graph is loaded, and a step gathers rows of it, unless it would take more than
-    64 MiB.
+    The product of the whole embedding with the weights is formed in float32 when the graph is
+    loaded, and a step gathers rows of it, unless it would take more than 64 MiB.
     """
     embedding = p["embedding.weight"]
     size = embedding.shape[0] * p.shape(f"{name}.weight_ih_l0")[0]
-    if g.precision == "float32" or size > _LARGEST_TABLE:
+    if size > _LARGEST_TABLE:
         return gates_of(g, p, name, g.rows_of("embedding.weight", embedding, token))
     table = g.once(
         f"{name}.gates_of_words",

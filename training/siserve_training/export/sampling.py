@@ -10,6 +10,7 @@ depends on its neighbours.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from siserve_training.export.graph import Branch, GraphBuilder, Value
@@ -54,7 +55,8 @@ class Options:
         any_drawn: whether any row that is not forced throughout is to be drawn, ().
         any_greedy: the same for the likeliest token, ().
         any_truncated: whether any row asks for top-k or top-p, ().
-        any_forced: whether any token is given, ().
+        only_drawn: whether every token is drawn from all words, the usual case, ().
+        no_token: 0 for each row, (R,).
     """
 
     inverse_temperature: Value
@@ -64,7 +66,8 @@ class Options:
     any_drawn: Value
     any_greedy: Value
     any_truncated: Value
-    any_forced: Value
+    only_drawn: Value
+    no_token: Value
 
 
 def read_options(
@@ -82,8 +85,10 @@ def read_options(
     is_greedy, inverse = _read_temperature(g, temperature)
     asks_k = g.op("Greater", top_k, g.integer(0))
     asks_p = g.op("Less", top_p, g.real(1.0))
-    least, most = (g.reduce(kind, forced, 0) for kind in ("ReduceMin", "ReduceMax"))  # (R,)
-    is_free = g.op("Less", least, g.integer(0))
+    is_free = g.op("Less", g.reduce("ReduceMin", forced, 0), g.integer(0))
+    is_never_forced = g.op("Less", g.reduce("ReduceMax", forced, 0), g.integer(0))
+    asks_more = g.op("Or", is_greedy, g.op("Or", asks_k, asks_p))
+    asks_more = g.op("Or", asks_more, g.op("Not", is_never_forced))
     return Options(
         inverse_temperature=g.unsqueeze(inverse, 1),
         is_greedy=is_greedy,
@@ -92,7 +97,8 @@ def read_options(
         any_drawn=g.any(g.op("And", is_free, g.op("Not", is_greedy))),
         any_greedy=g.any(g.op("And", is_free, is_greedy)),
         any_truncated=g.any(g.op("Or", asks_k, asks_p)),
-        any_forced=g.any(g.op("GreaterOrEqual", most, g.integer(0))),
+        only_drawn=g.op("Not", g.any(asks_more)),
+        no_token=g.op("Mul", top_k, g.integer(0)),
     )
 
 
@@ -117,36 +123,45 @@ def choose_token(
         blocks: the vocabulary as a rectangle.
     """
 
-    def choose(b: GraphBuilder, scaled: Value) -> Value:
+    def among(b: GraphBuilder, choose: Callable[[GraphBuilder, Value], Value]) -> Value:
+        """Choose among the words that each row may say, without a matrix that leaves a branch."""
+
+        def all_words(branch: GraphBuilder) -> Value:
+            return choose(branch, branch.op("Mul", logits, options.inverse_temperature))
+
+        def fewer_words(branch: GraphBuilder) -> Value:
+            scaled = branch.op("Mul", logits, options.inverse_temperature)
+            fewer = branch.op("Add", scaled, barred)
+            return choose(branch, branch.op("Where", branch.unsqueeze(is_barred, 1), fewer, scaled))
+
+        return b.when(b.any(is_barred), fewer_words, all_words, "int64")
+
+    def draw(b: GraphBuilder, scaled: Value) -> Value:
+        probabilities = b.op("Softmax", scaled, axis=1)  # (R, words)
+        return _invert_blocks(b, probabilities, b.unsqueeze(uniform, 1), blocks)
+
+    def of_any_kind(b: GraphBuilder, scaled: Value) -> Value:
         drawn = b.when(
             options.any_drawn,
-            lambda branch: _draw(branch, scaled, uniform, options, blocks),
-            _no_token(uniform),
+            lambda branch: _draw_or_truncate(branch, scaled, uniform, options, blocks),
+            _nothing(options),
             "int64",
         )
         likeliest = b.when(
             options.any_greedy,
             lambda branch: branch.op("ArgMax", scaled, axis=1, keepdims=0),
-            _no_token(uniform),
+            _nothing(options),
             "int64",
         )
         return b.op("Where", options.is_greedy, likeliest, drawn)
 
-    def among_all(b: GraphBuilder) -> Value:
-        return choose(b, b.op("Mul", logits, options.inverse_temperature))
+    def otherwise(b: GraphBuilder) -> Value:
+        any_chosen = b.op("Or", options.any_drawn, options.any_greedy)
+        return b.when(
+            any_chosen, lambda branch: among(branch, of_any_kind), _nothing(options), "int64"
+        )
 
-    def among_barred(b: GraphBuilder) -> Value:
-        scaled = b.op("Mul", logits, options.inverse_temperature)
-        fewer = b.op("Add", scaled, barred)
-        return choose(b, b.op("Where", b.unsqueeze(is_barred, 1), fewer, scaled))
-
-    any_chosen = g.op("Or", options.any_drawn, options.any_greedy)
-    return g.when(
-        any_chosen,
-        lambda b: b.when(b.any(is_barred), among_barred, among_all, "int64"),
-        _no_token(uniform),
-        "int64",
-    )
+    return g.when(options.only_drawn, lambda b: among(b, draw), otherwise, "int64")
 
 
 def choose_plainly(
@@ -183,11 +198,11 @@ def _read_temperature(g: GraphBuilder, temperature: Value) -> tuple[Value, Value
     return is_greedy, g.op("Where", is_greedy, g.real(1.0), inverse)
 
 
-def _no_token(rows: Value) -> Branch:
-    return lambda branch: branch.op("Mul", branch.cast(rows, "int64"), branch.integer(0))
+def _nothing(options: Options) -> Branch:
+    return lambda branch: branch.op("Identity", options.no_token)
 
 
-def _draw(
+def _draw_or_truncate(
     g: GraphBuilder, scaled: Value, uniform: Value, options: Options, blocks: Blocks
 ) -> Value:
     probabilities = g.op("Softmax", scaled, axis=1)  # (R, words)
