@@ -1,9 +1,9 @@
-"""Every method x schedule x aggressive mode of language models: 200 steps, kill -9, resume, measure.
+"""Every method x schedule x aggressive mode of language models: kill -9, resume, measure.
 
-Each of the 36 runs starts in a process of its own, is killed without warning once it is past half
-of its steps, goes on from its last checkpoint in another process, and is then evaluated. What is
-checked: the resumed run begins at a checkpoint and not at 0, takes all its steps, every number that
-it logs is finite, and the evaluation warns of nothing impossible.
+Each of the 36 runs of 200 steps starts in a process of its own, is killed without warning once it
+is past half of them, goes on from its last checkpoint in another process, and is then evaluated.
+What is checked: the resumed run begins at a checkpoint and not at 0, takes all its steps, every
+number that it logs is finite, and the evaluation warns of nothing impossible.
 
     python tests/benchmarks/check_lm_grid.py --data DIR [--steps 200] [--only sa-vae] [--tiny]
 
