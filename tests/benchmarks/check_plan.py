@@ -1,10 +1,11 @@
 """Hold `siserve plan` against two replicas: the rate that they bear within a p99, and that told.
 
-    python tests/benchmarks/check_plan.py --out FOLDER [--rates 5,10,15,20] [--seconds 30] [-n 5]
+    python tests/benchmarks/check_plan.py --out FOLDER [-n 5] [--rounds 2] [--seconds 10]
 
-One replica and the load generator share core 0 and are measured at the rates; then two replicas
-have a core each, the generator both, at twice the rates. So a core bears the same in both runs.
-For several p99, what two bear is compared with twice what the plan says of one, without headroom.
+One replica and the load generator share core 0 and are measured at shares of what eight clients
+that wait for their answers get out of it; then two replicas have a core each, the generator both,
+at twice the rates. So a core bears the same in both runs. For several p99, what two bear is
+compared with twice what the plan says of one, without headroom.
 Figures are kept in FOLDER, and taken from there if they lie there: one.jsonl is what
 `siserve plan --figures` reads. Ends with 1 if a difference is above 20 %.
 """
@@ -12,23 +13,25 @@ Figures are kept in FOLDER, and taken from there if they lie there: one.jsonl is
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from siserve.bench.capacity import Curve, rate_within
 from siserve.bench.figures_file import read_figures
 
+SERVED = ("--threads=1", "--workers=1")
+SHARES = (0.2, 0.4, 0.55, 0.7, 0.8, 0.9)
 SISERVE = [sys.executable, "-m", "siserve"]
 MOST_OFF = 0.2
 
 
-def bench(options: argparse.Namespace, factor: int, cores: str, *where: str) -> str:
+def bench(options: argparse.Namespace, cores: str, *more: str) -> str:
     """Run the load generator on some cores; return its line of JSON."""
-    rates = ",".join(f"{factor * float(rate):g}" for rate in options.rates.split(","))
-    command = ["taskset", "-c", cores, *SISERVE, "bench", "serve", *where, "--clients=", "--json"]
-    command += [f"--rate={rates}", f"--n={options.n}", f"--seconds={options.seconds}"]
+    command = ["taskset", "-c", cores, *SISERVE, "bench", "serve", "--json", f"--n={options.n}"]
+    command += [f"--seconds={options.seconds}", f"--rounds={options.rounds}", *more]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if done.returncode != 0:
         sys.exit(done.returncode)
@@ -37,15 +40,18 @@ def bench(options: argparse.Namespace, factor: int, cores: str, *where: str) -> 
 
 def measure_one(options: argparse.Namespace) -> str:
     """One replica, started by the generator and on its core."""
-    return bench(options, 1, "0", "--start", "--server=--threads 1 --workers 1")
+    start = ("--start", f"--server={' '.join(SERVED)}")
+    (load,) = json.loads(bench(options, "0", *start, "--clients=8", "--rounds=1"))["loads"]
+    rates = (f"{share * load['requests_per_s']:.1f}" for share in SHARES)
+    return bench(options, "0", *start, "--clients=", f"--rate={','.join(rates)}")
 
 
-def measure_two(options: argparse.Namespace) -> str:
+def measure_two(options: argparse.Namespace, one: Curve) -> str:
     """Two replicas on a core each."""
     started: list[subprocess.Popen[str]] = []
     try:
         for core in ("0", "1"):
-            command = ["taskset", "-c", core, *SISERVE, "serve", "--threads=1", "--workers=1"]
+            command = ["taskset", "-c", core, *SISERVE, "serve", *SERVED]
             command += ["--port=0", "--metrics-port=0"]
             started.append(
                 subprocess.Popen(
@@ -54,12 +60,22 @@ def measure_two(options: argparse.Namespace) -> str:
             )
         lines = [each.stdout.readline() for each in started if each.stdout]
         address = "ipv4:" + ",".join(line.split()[-1] for line in lines)
-        return bench(options, 2, "0,1", f"--address={address}")
+        rates = (f"{2 * point.rate:g}" for point in one.points)
+        load = ("--clients=", f"--rate={','.join(rates)}")
+        return bench(options, "0,1", f"--address={address}", *load)
     finally:
         for each in started:
             each.terminate()
         for each in started:
             each.wait()
+
+
+def curve(path: Path, measure: Callable[[], str]) -> Curve:
+    """Measure unless that was done."""
+    if not path.exists():
+        path.write_text(measure())
+    (found,) = read_figures([path]).curves
+    return found
 
 
 def targets(one: Curve, two: Curve) -> Sequence[float]:
@@ -75,19 +91,16 @@ def main() -> int:
     """Measure what is missing and compare; return the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--rates", default="5,10,15,20", help="of one replica, per second")
-    parser.add_argument("--seconds", type=float, default=30)
+    parser.add_argument("--seconds", type=float, default=10)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("-n", type=int, default=5)
-    parser.add_argument("--only", choices=["one", "two"], help="measure this and stop")
+    parser.add_argument("--only-one", action="store_true", help="measure one replica and stop")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    for name, measure in (("one", measure_one), ("two", measure_two)):
-        path = options.out / f"{name}.jsonl"
-        if options.only in (None, name) and not path.exists():
-            path.write_text(measure(options))
-    if options.only:
+    one = curve(options.out / "one.jsonl", lambda: measure_one(options))
+    if options.only_one:
         return 0
-    one, two = (read_figures([options.out / f"{name}.jsonl"]).curves[0] for name in ("one", "two"))
+    two = curve(options.out / "two.jsonl", lambda: measure_two(options, one))
     print(f"{'p99 ms':>8} {'plan, 2 x one':>14} {'measured, two':>14} {'off by':>7}")
     worst = 0.0
     for p99_ms in targets(one, two):

@@ -101,7 +101,7 @@ def _text(result: dict[str, Any]) -> str:
         f"from: {source['model']}, {source['server']}, contexts of {source['turns']} turns "
         f"({source['dialogs']}), on {source['machine']}"
     )
-    if result["fewest_answers"] < 300:
+    if result["fewest_answers"] < 200:
         lines.append(
             f"a load of only {result['fewest_answers']} answers is among the figures: its p99 is "
             "one of its slowest; measure longer (--seconds)"
