@@ -341,6 +341,22 @@ def test_the_places_of_abandoned_requests_go_to_others(sessions, manifest):
         assert len(taken.result(10).rows) == 5
 
 
+def test_room_is_told_before_a_job_is_made(sessions, manifest):
+    gate = Gate(sessions.decoder)
+    gated = replaced(sessions, decoder=gate)
+    with running(gated, manifest, EngineOptions(max_queue_rows=5, max_rows=5)) as (engine, _):
+        engine.check_room()
+        engine.submit(make_job(manifest, 0))
+        assert gate.entered.acquire(timeout=10)
+        waiting = engine.submit(make_job(manifest, 1))
+        with pytest.raises(QueueFull) as refused:
+            engine.check_room()
+        assert refused.value.retry_after_s > 0
+        gate.open()
+        waiting.result(10)
+        engine.check_room()
+
+
 def test_stopping_finishes_what_was_taken_and_takes_no_more(sessions, manifest):
     with running(sessions, manifest) as (engine, _):
         results = [engine.submit(make_job(manifest, seed)) for seed in range(30)]

@@ -2,7 +2,9 @@
 
 import json
 import signal
+import time
 import urllib.request
+from pathlib import Path
 
 import grpc
 import pytest
@@ -145,3 +147,38 @@ def test_a_call_that_begins_a_trace_is_named_by_it():
     tracing.stop()
     (span,) = exporter.get_finished_spans()
     assert told == f"{span.context.trace_id:032x}"
+
+
+def test_one_line_a_second_tells_of_refused_calls_and_every_one_is_counted(start_server):
+    server = start_server("--rate", "0.001", "--burst", "1", "--log-format", "json")
+    with server.channel() as channel:
+        ask = dialog_pb2_grpc.DialogServiceStub(channel).GenerateResponses
+        assert len(ask(make_request(DIALOG, n=1), timeout=20).responses) == 1
+        for _ in range(50):
+            with pytest.raises(grpc.RpcError, match="RESOURCE_EXHAUSTED"):
+                ask(make_request(DIALOG, n=1), timeout=20)
+        time.sleep(1)
+        with pytest.raises(grpc.RpcError, match="RESOURCE_EXHAUSTED"):
+            ask(make_request(DIALOG, n=1), timeout=20)
+    with urllib.request.urlopen(server.metrics_url, timeout=10) as reply:
+        counted = (
+            'siserve_requests_total{code="RESOURCE_EXHAUSTED",method="GenerateResponses"} 51.0'
+        )
+        assert counted in reply.read().decode()
+    server.process.send_signal(signal.SIGTERM)
+    assert server.finish() == 0
+    lines = [json.loads(line) for line in server.log if "RESOURCE_EXHAUSTED" in line]
+    assert 2 <= len(lines) < 10
+    assert sum(1 + line.get("refused_since_last_line", 0) for line in lines) == 51
+
+
+def test_decoders_give_way_to_who_answers_calls(start_server):
+    server = start_server()
+    tasks = Path(f"/proc/{server.process.pid}/task")
+    if not tasks.exists():
+        pytest.skip("threads have a niceness of their own on Linux alone")
+    nice = {
+        int(each.name): int((each / "stat").read_text().rpartition(")")[2].split()[16])
+        for each in tasks.iterdir()
+    }
+    assert max(nice.values()) > nice[server.process.pid] == min(nice.values())

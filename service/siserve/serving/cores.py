@@ -1,13 +1,18 @@
-"""How many cores this process may use."""
+"""How many cores this process may use, and who of its threads goes first."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
+import threading
 from pathlib import Path
 
-__all__ = ["usable_cores"]
+__all__ = ["give_way", "usable_cores"]
 
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")
+#: Niceness: less than half the share of a thread that does not give way.
+_GIVE_WAY = 5
 
 
 def usable_cores(quota_file: Path = _QUOTA) -> int:
@@ -23,3 +28,13 @@ def usable_cores(quota_file: Path = _QUOTA) -> int:
         return max(1, min(cores, int(quota) // int(period)))
     except (OSError, ValueError):  # no container, or "max"
         return cores
+
+
+def give_way() -> None:
+    """Let other threads of this process have the core first when there is not enough for all.
+
+    A decoder takes every core that it gets; under overload who says no must not wait for it.
+    """
+    if sys.platform == "linux":  # where a thread has a niceness of its own
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _GIVE_WAY)

@@ -41,7 +41,7 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 _log = logging.getLogger(__name__)
 
 Context = grpc.aio.ServicerContext[Any, Any]
-Answer = Callable[[Message, Call], Any]
+Answer = Callable[[bytes, Call], Any]
 
 
 def service_handler(
@@ -59,17 +59,20 @@ def service_handler(
     def handler(method: MethodDescriptor) -> grpc.RpcMethodHandler[Any, Any]:
         kind = message_factory.GetMessageClass(method.input_type)
 
-        def answer(message: Message, call: Call) -> Any:
-            return getattr(servicers[service.full_name], method.name)(message, call)
+        def answer(serialized: bytes, call: Call) -> Any:
+            servicer: Any = servicers[service.full_name]
+            if method.name in getattr(servicer, "queued", ()):
+                servicer.check_room()  # an overload costs no more than must be
+            return getattr(servicer, method.name)(parse(kind, serialized), call)
 
         if method.server_streaming:
             return grpc.unary_stream_rpc_method_handler(
-                _stream_door(method.name, kind, answer, hall),
+                _stream_door(method.name, answer, hall),
                 request_deserializer=None,
                 response_serializer=None,
             )
         return grpc.unary_unary_rpc_method_handler(
-            _door(method.name, kind, answer, hall),
+            _door(method.name, answer, hall),
             request_deserializer=None,
             response_serializer=None,
         )
@@ -79,13 +82,11 @@ def service_handler(
     )
 
 
-def _door(
-    name: str, kind: type[Message], answer: Answer, hall: Hall
-) -> Callable[[bytes, Context], Awaitable[bytes]]:
+def _door(name: str, answer: Answer, hall: Hall) -> Callable[[bytes, Context], Awaitable[bytes]]:
     async def pass_through(serialized: bytes, context: Context) -> bytes:
         reply = b""
         async with hall.passage(name, context) as call:
-            message: Message = await answer(parse(kind, serialized), call)
+            message: Message = await answer(serialized, call)
             reply = message.SerializeToString()
         return reply
 
@@ -93,11 +94,11 @@ def _door(
 
 
 def _stream_door(
-    name: str, kind: type[Message], answer: Answer, hall: Hall
+    name: str, answer: Answer, hall: Hall
 ) -> Callable[[bytes, Context], AsyncIterator[bytes]]:
     async def pass_through(serialized: bytes, context: Context) -> AsyncIterator[bytes]:
         async with hall.passage(name, context) as call:
-            async with aclosing(answer(parse(kind, serialized), call)) as messages:
+            async with aclosing(answer(serialized, call)) as messages:
                 async for message in messages:
                     yield message.SerializeToString()
 
@@ -126,6 +127,7 @@ class Hall:
         """Keep them."""
         self._metrics, self.calls, self.gate = metrics, calls, gate
         self._tracing, self._exemplars = tracing, exemplars
+        self._line_told, self._lines_untold = 0.0, 0
 
     @asynccontextmanager
     async def passage(self, name: str, context: Context) -> AsyncIterator[Call]:
@@ -164,7 +166,19 @@ class Hall:
         if self._tracing is not None:
             trace = self._tracing.tell(name, code, seconds, texts, facts)
         self._metrics.call_answered(name, code, seconds, trace if self._exemplars else "")
-        log_call(name, code, seconds, facts)
+        if code != grpc.StatusCode.RESOURCE_EXHAUSTED.name or self._is_worth_a_line(facts):
+            log_call(name, code, seconds, facts)
+
+    def _is_worth_a_line(self, facts: dict[str, Any]) -> bool:
+        """Let one line a second tell of calls that are refused by the thousand."""
+        now = time.monotonic()
+        if now - self._line_told < 1:
+            self._lines_untold += 1
+            return False
+        if self._lines_untold:
+            facts["refused_since_last_line"] = self._lines_untold
+        self._line_told, self._lines_untold = now, 0
+        return True
 
 
 def request_id(metadata: Metadata) -> str:

@@ -71,6 +71,10 @@ class Engine:
         self._jobs.put(job)
         return job.result
 
+    def check_room(self) -> None:
+        """Refuse a job that is still to be read, if there is no room; see JobQueue.check_room."""
+        self._jobs.check_room()
+
     def stop(self, finish: bool = True) -> None:
         """Take no more jobs and end the threads.
 

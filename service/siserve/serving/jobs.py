@@ -25,6 +25,8 @@ AnyJob = Job | ScoreJob
 
 #: A job may be overtaken by smaller ones for this time for each of its rows.
 _SECONDS_A_ROW = 0.002
+#: For a call that is not read yet a full queue is not looked through more often than this.
+_DROP_SECONDS = 0.005
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,7 @@ class JobQueue:
         self._wake = threading.Condition()
         self._is_open = True
         self.progress = time.monotonic()
+        self._dropped = 0.0
 
     def __len__(self) -> int:
         """Count the jobs that wait."""
@@ -115,13 +118,7 @@ class JobQueue:
             job.submitted = time.monotonic()
             if job.submitted > job.deadline:
                 raise DeadlinePassed("the deadline had passed when the request came")
-            if self._is_full_for(rows):
-                self._drop_abandoned()
-            if self._is_full_for(rows):
-                raise QueueFull(
-                    f"{self._waiting_rows} responses wait already",
-                    self._pace.seconds_for(self._waiting_rows),
-                )
+            self._check_room(rows)
             job.result.set_running_or_notify_cancel()  # who awaits it cannot take it back now
             if not self._waiting:
                 self.progress = job.submitted
@@ -129,6 +126,15 @@ class JobQueue:
             heapq.heappush(self._waiting, (due, next(self._numbers), job))
             self._changed(rows)
             self._wake.notify()
+
+    def check_room(self) -> None:
+        """Refuse what is not even read yet, if there is no room for one row.
+
+        Raises:
+            QueueFull: telling when there will be.
+        """
+        with self._wake:
+            self._check_room(1, patience_s=_DROP_SECONDS)
 
     def take(self, num_rows: int, is_busy: bool) -> list[AnyJob] | None:
         """Return jobs that a worker is to start now; wait for one if it has nothing else to do.
@@ -190,6 +196,16 @@ class JobQueue:
             self._wake.notify()  # another worker may have room
         return taken
 
+    def _check_room(self, rows: int, patience_s: float = 0.0) -> None:
+        """Look for room, among abandoned jobs too unless that was done within `patience_s`."""
+        if self._is_full_for(rows) and time.monotonic() - self._dropped >= patience_s:
+            self._drop_abandoned()
+        if self._is_full_for(rows):
+            raise QueueFull(
+                f"{self._waiting_rows} responses wait already",
+                self._pace.seconds_for(self._waiting_rows),
+            )
+
     def _is_full_for(self, rows: int) -> bool:
         """Say whether rows find no room in the queue; in an empty one any number does."""
         limit = self.options.max_queue_rows
@@ -201,6 +217,7 @@ class JobQueue:
 
     def _drop_abandoned(self) -> None:
         """Give the places of jobs that nobody waits for to others."""
+        self._dropped = time.monotonic()
         left = [entry for entry in self._waiting if not settle_abandoned(entry[2])]
         if len(left) < len(self._waiting):
             heapq.heapify(left)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Protocol, TypeVar
 
 from siserve.serving.admission import RateLimiter
 from siserve.serving.calls import Call
 from siserve.serving.dialog_model import DialogModel
-from siserve.serving.errors import InvalidRequest
+from siserve.serving.errors import InvalidRequest, QueueFull
 from siserve.serving.flight import Row, Variation
 from siserve.serving.metrics import Metrics
 from siserve.serving.models import Models
@@ -32,7 +32,13 @@ class _Job(Protocol[Result]):
 
 
 class DialogServicer:
-    """Answers the calls of the service; what goes wrong is raised as a RequestError."""
+    """Answers the calls of the service; what goes wrong is raised as a RequestError.
+
+    Attributes:
+        queued: methods whose calls wait for a decoder.
+    """
+
+    queued = frozenset({"GenerateResponses", "StreamResponses", "VaryResponse", "ScoreResponses"})
 
     def __init__(self, models: Models, metrics: Metrics, options: ServerOptions) -> None:
         """Serve `models`."""
@@ -40,6 +46,18 @@ class DialogServicer:
         self._metrics = metrics
         self._options = options
         self._limiter = RateLimiter(options.rate)
+
+    def check_room(self) -> None:
+        """Refuse a call before it is read, if no model has room for a response.
+
+        Raises:
+            QueueFull: telling when there will be room.
+        """
+        *others, last = self._models.all
+        for model in others:
+            with suppress(QueueFull):
+                return model.engine.check_room()
+        last.engine.check_room()
 
     async def GenerateResponses(
         self, message: dialog_pb2.GenerateResponsesRequest, call: Call

@@ -11,6 +11,7 @@ from itertools import count
 import numpy as np
 
 from siserve.bundle.manifest import Manifest
+from siserve.serving.cores import give_way
 from siserve.serving.encoding import ContextEncoder
 from siserve.serving.flight import Flight, Job, latents
 from siserve.serving.jobs import AnyJob, JobQueue, settle_abandoned
@@ -88,6 +89,7 @@ class Worker:
             scoring.job.cancel()
 
     def _loop(self) -> None:
+        give_way()
         while True:
             jobs = self._jobs.take(self.num_rows, self.is_busy)
             if jobs is None:

@@ -14,7 +14,7 @@ from .load import Outcome, codes, open_loop, p
 from .server import Served, serving
 from .trial import Setting, Verdict
 
-__all__ = ["connections", "resets"]
+__all__ = ["Beside", "connections", "resets"]
 
 _HANDSHAKE_S, _IDLE_S = 3.0, 8.0
 _RATE = 20.0
@@ -32,7 +32,7 @@ def connections(setting: Setting) -> Verdict:
         _others(server, 4, seed=1)
         alone = _others(server, seconds, seed=2)
         before = (server.mib(), server.process.num_fds())
-        held = _Beside(hold, server.address, server.url("page"), count, seconds - 1)
+        held = Beside(hold, server.address, server.url("page"), count, seconds - 1)
         beside = _others(server, seconds, seed=2)
         closed: dict[str, list[float | None]] = held.result()
         after = (server.mib(), server.process.num_fds())
@@ -62,7 +62,7 @@ def resets(setting: Setting) -> Verdict:
     with serving(setting) as server:
         _others(server, 4, seed=1)
         alone, before = _others(server, 20, seed=2), server.mib()
-        flooded = _Beside(flood, server.address, count)
+        flooded = Beside(flood, server.address, count)
         beside: list[Outcome] = []
         while flooded.is_running():
             beside += _others(server, 5, seed=3 + len(beside))
@@ -85,7 +85,7 @@ def _is_within_twice(alone: list[Outcome], beside: list[Outcome]) -> bool:
     return answered and len(beside) > 0 and p(0.99, beside) <= 2 * p(0.99, alone)
 
 
-class _Beside:
+class Beside:
     """An attack in a process of its own, so that who measures is not slowed by it."""
 
     def __init__(self, attack: Callable[..., Any], *arguments: object) -> None:
@@ -97,9 +97,11 @@ class _Beside:
         assert self._end.recv() == "begins"
 
     def is_running(self) -> bool:
+        """Say whether it goes on."""
         return not self._end.poll()
 
     def result(self) -> Any:
+        """Wait for its end; return what it tells."""
         told = self._end.recv()
         self._process.join()
         return told

@@ -15,8 +15,10 @@ from siserve.client import Client
 from siserve.client.answer import make_request
 from siserve.v1 import dialog_pb2_grpc
 
+from .connections import Beside
 from .load import Outcome, closed_loop, codes, open_loop, p
 from .mutate import METHODS, mutate, seeds
+from .raw import raw_open_loop
 from .server import Served, serving
 from .trial import Setting, Verdict
 
@@ -41,46 +43,43 @@ def _goodput(outcomes: list[Outcome], first: float, last: float) -> float:
 
 def overload(setting: Setting) -> Verdict:
     """Four times as many calls as can be answered: the rest is refused at once."""
-    seconds = max(4.0, 20 * setting.scale)
+    seconds, n = max(4.0, 20 * setting.scale), setting.responses
     with serving(setting) as server:
-        peak_of(server.address, 3)
-        peak = peak_of(server.address, seconds)
+        peak_of(server.address, 3, n)
+        peak = peak_of(server.address, seconds, n)
         server.wait_idle()
-        outcomes, health, goodput = asyncio.run(_overload(server, 4 * peak, seconds))
-        after = peak_of(server.address, seconds / 2)
+        flooded = Beside(raw_open_loop, server.address, 4 * peak, seconds, n)
+        health = _looks_at_health(server, flooded)
+        outcomes: list[Outcome] = flooded.result()
+        server.wait_idle()
+        after = peak_of(server.address, seconds / 2, n)
+    began = min(outcome.began for outcome in outcomes)
+    goodput = _goodput(outcomes, began + seconds / 5, began + seconds)
     refused = [o for o in outcomes if o.code == "RESOURCE_EXHAUSTED"]
     odd = {o.code for o in outcomes} - {"OK", "RESOURCE_EXHAUSTED"}
     best = max(peak, after)
     told = (
-        f"peak {peak:.0f} and {after:.0f} a second; at {4 * peak:.0f}: {goodput:.0f} a second "
-        f"({goodput / best:.0%}), {codes(outcomes)}; refusals p50 {p(0.5, refused):.1f} ms, "
-        f"p99 {p(0.99, refused):.1f} ms; {len(health)} looks at health: {sorted(set(health))}"
+        f"n={n}: peak {peak:.0f} before and {after:.0f} a second after; at {4 * peak:.0f}: "
+        f"{goodput:.0f} a second ({goodput / best:.0%}), {codes(outcomes)}; refusals p50 "
+        f"{p(0.5, refused):.1f} ms, p99 {p(0.99, refused):.1f} ms; {len(health)} looks at "
+        f"health: {sorted(set(health))}"
     )
     holds = goodput >= 0.9 * best and p(0.99, refused) < 50 and not odd
     holds = holds and set(health) == {"SERVING"}
     return Verdict(holds, "goodput 90 % of peak, refusals p99 < 50 ms, health SERVING", told)
 
 
-async def _overload(
-    server: Served, per_second: float, seconds: float
-) -> tuple[list[Outcome], list[str], float]:
-    began, health = time.monotonic(), []
-
-    async def look() -> None:
-        async with grpc.aio.insecure_channel(server.address) as channel:
-            stub = health_pb2_grpc.HealthStub(channel)
-            while True:
-                for name in ("", "liveness", "readiness"):
-                    request = health_pb2.HealthCheckRequest(service=name)
-                    reply = await stub.Check(request, timeout=1)
-                    names = health_pb2.HealthCheckResponse.ServingStatus
-                    health.append(names.Name(reply.status))
-                await asyncio.sleep(0.1)
-
-    looking = asyncio.create_task(look())
-    outcomes = await open_loop(server.address, per_second, seconds)
-    looking.cancel()
-    return outcomes, health, _goodput(outcomes, began + seconds / 5, began + seconds)
+def _looks_at_health(server: Served, flooded: Beside) -> list[str]:
+    """Ask for health, under every name, until the flood has ended."""
+    names, health = health_pb2.HealthCheckResponse.ServingStatus, []
+    with grpc.insecure_channel(server.address) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        while flooded.is_running():
+            for name in ("", "liveness", "readiness"):
+                reply = stub.Check(health_pb2.HealthCheckRequest(service=name), timeout=1)
+                health.append(names.Name(reply.status))
+            time.sleep(0.1)
+    return health
 
 
 def cancels(setting: Setting) -> Verdict:
@@ -162,8 +161,9 @@ def mutations(setting: Setting) -> Verdict:
     count, dice, seen = setting.count(100_000, least=500), random.Random(2), Counter[str]()
     # Small limits: many more of the mutants break one, and those that break none are soon done.
     limits = ("--max-responses", 4, "--max-score-samples", 16, "--max-tokens", 4)
+    small = ("--cache-utterances", 64)  # what it keeps shall not look like a leak
     with (
-        serving(setting, "--admin", *limits) as server,
+        serving(setting, "--admin", *limits, *small) as server,
         grpc.insecure_channel(server.address) as channel,
     ):
         calls: dict[str, Any] = {

@@ -10,21 +10,35 @@ import time
 
 from .load import GENERATE
 
-__all__ = ["flood", "hold"]
+__all__ = [
+    "ACK",
+    "DATA",
+    "END_HEADERS",
+    "END_STREAM",
+    "HEADERS",
+    "PING",
+    "PREFACE",
+    "SETTINGS",
+    "call_headers",
+    "flood",
+    "frame",
+    "hold",
+]
 
-_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-_DATA, _HEADERS, _RESET, _SETTINGS, _PING, _GOAWAY = 0, 1, 3, 4, 6, 7
-_ACK = _END_STREAM = 1
-_END_HEADERS = 4
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+DATA, HEADERS, RESET, SETTINGS, PING, GOAWAY = 0, 1, 3, 4, 6, 7
+ACK = END_STREAM = 1
+END_HEADERS = 4
 _CANCEL = struct.pack(">I", 8)
 _BATCH = 50
 
 
-def _frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
+def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
+    """Write a frame."""
     return struct.pack(">I", len(payload))[1:] + struct.pack(">BBI", kind, flags, stream) + payload
 
 
-def _call_headers(authority: str) -> bytes:
+def call_headers(authority: str) -> bytes:
     """Encode the headers of a call as literals that no table remembers (RFC 7541, 6.2.2)."""
     pairs = (
         (":method", "POST"),
@@ -50,7 +64,7 @@ def hold(address: str, page: str, count: int, seconds: float) -> dict[str, list[
         Seconds from the opening to the close of each, by kind; None = still open at the end.
     """
     door = page.split("//")[1].strip("/")
-    kinds = {"silent": b"", "half": _PREFACE[:9], "idle": _PREFACE + _frame(_SETTINGS, 0, 0)}
+    kinds = {"silent": b"", "half": PREFACE[:9], "idle": PREFACE + frame(SETTINGS, 0, 0)}
     return asyncio.run(_hold(address, door, kinds, count, seconds))
 
 
@@ -64,8 +78,8 @@ async def _hold(
         writer.write(first)
         try:
             while await asyncio.wait_for(reader.read(4096), began + seconds - time.monotonic()):
-                if first.startswith(_PREFACE):
-                    writer.write(_frame(_SETTINGS, _ACK, 0))
+                if first.startswith(PREFACE):
+                    writer.write(frame(SETTINGS, ACK, 0))
         except TimeoutError:
             return None
         except OSError:
@@ -103,19 +117,19 @@ def flood(address: str, count: int) -> dict[str, float]:
 def _flood_one(address: str, count: int) -> int:
     """Flood one connection until enough is done or the server has had enough of it."""
     host, port = address.rsplit(":", 1)
-    headers, done = _call_headers(address), 0
+    headers, done = call_headers(address), 0
     message = b"\x00\x00\x00\x00\x00"
     with socket.create_connection((host, int(port))) as connection:
-        connection.sendall(_PREFACE + _frame(_SETTINGS, 0, 0))
+        connection.sendall(PREFACE + frame(SETTINGS, 0, 0))
         connection.setblocking(False)
         unread = b""
         for first in range(0, count, _BATCH):
             parts = []
             for number in range(first, min(count, first + _BATCH)):
                 stream = 2 * number + 1
-                parts.append(_frame(_HEADERS, _END_HEADERS, stream, headers))
-                parts.append(_frame(_DATA, _END_STREAM, stream, message))
-                parts.append(_frame(_RESET, 0, stream, _CANCEL))
+                parts.append(frame(HEADERS, END_HEADERS, stream, headers))
+                parts.append(frame(DATA, END_STREAM, stream, message))
+                parts.append(frame(RESET, 0, stream, _CANCEL))
             try:
                 _send(connection, b"".join(parts))
                 unread, closing = _answer(connection, unread)
@@ -133,8 +147,8 @@ def _wait_until_read(connection: socket.socket, unread: bytes) -> None:
     mark = b"the end."
     connection.setblocking(True)
     connection.settimeout(60)
-    connection.sendall(_frame(_PING, 0, 0, mark))
-    while _frame(_PING, _ACK, 0, mark) not in unread:
+    connection.sendall(frame(PING, 0, 0, mark))
+    while frame(PING, ACK, 0, mark) not in unread:
         received = connection.recv(1 << 16)
         if not received:
             return
@@ -162,7 +176,7 @@ def _answer(connection: socket.socket, unread: bytes) -> tuple[bytes, bool]:
         if len(unread) < 9 + size:
             break
         payload, unread = unread[9 : 9 + size], unread[9 + size :]
-        if kind in (_SETTINGS, _PING) and not flags & _ACK:
-            _send(connection, _frame(kind, _ACK, 0, payload if kind == _PING else b""))
-        closing |= kind == _GOAWAY
+        if kind in (SETTINGS, PING) and not flags & ACK:
+            _send(connection, frame(kind, ACK, 0, payload if kind == PING else b""))
+        closing |= kind == GOAWAY
     return unread, closing

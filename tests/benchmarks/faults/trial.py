@@ -18,6 +18,7 @@ class Setting:
         scale: of its counts and times; 1 = as the bars ask.
         minutes: of the soak.
         scratch: an empty folder of its own.
+        responses: n of the calls of the overload.
         options: of every `siserve serve`, beside the trial's own.
     """
 
@@ -25,6 +26,7 @@ class Setting:
     scale: float
     minutes: float
     scratch: Path
+    responses: int = 5
     options: tuple[str, ...] = ()
 
     def count(self, full: int, least: int = 1) -> int:
