@@ -81,6 +81,11 @@ _TEXT = (
     "the paper's; its SA rows are of another architecture, and two of its pairs are impossible "
     "(MI 4.08 > KL 2.63; IWP 96.23 > PPL 95.74), so it measured some of them otherwise."
 )
+_SMALL_TEXT = (
+    "The small scale has sentences of up to 12 words and the 2,000 most frequent words, so its PPL "
+    "and IWP cannot be set beside the paper's; MI, KL and AU of its rows can be set beside each "
+    "other."
+)
 
 
 def lm_scale(name: str) -> Scale:
@@ -166,6 +171,7 @@ def reproduce_lm(
         f"{first['iw_sentences']:.0f} of them with S = {first['iw_samples']:.0f}; MI over "
         f"{first['mi_batch']:.0f}.",
         _TEXT,
+        *([_SMALL_TEXT] if plan.scale.name == "small" else []),
         paper_table(measured, _COLUMNS),
         "## Behind the numbers",
         table(measured, _MORE),
