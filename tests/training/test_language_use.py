@@ -109,7 +109,7 @@ def test_a_bundle_measures_as_its_run(trained, sentences, tmp_path, capsys):
     """The graphs tell mu and sigma only by what they draw; the numbers must still be the run's."""
     bundle = tmp_path / "bundle"
     export_run(trained, bundle, checkpoint="last")
-    common = ["--data", str(sentences), "--pairs", "0", "--samples", "4", "--json"]
+    common = ["--data", str(sentences), "--pairs", "0", "--samples", "6", "--json"]
     if trained.name == "gmm-vae":
         assert run(["evaluate", str(bundle), *common]) == 2
         assert "pass the run" in capsys.readouterr().err

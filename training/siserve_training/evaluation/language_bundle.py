@@ -95,7 +95,8 @@ class BundledSentences:
 
     def draw_posterior(self, encoded: Encoded, noise: Noise) -> Latents:
         """Draw J latents; K = S - J of the S draws of eps_lam are auxiliaries."""
-        eps_prior = noise.eps_z[:, :, :0]
+        auxiliaries = noise.eps_lam.shape[1] - noise.eps_z.shape[1]
+        eps_prior = noise.eps_lam[:, : auxiliaries + 1, :0]  # the prior wants none
         return self.graphs.draw_posterior(encoded, Noise(noise.eps_lam, noise.eps_z, eps_prior))
 
     def log_p_x(self, batch: SentenceBatch, c: Tensor, z: Tensor) -> Tensor:
