@@ -24,6 +24,7 @@ __all__ = [
     "Row",
     "Variation",
     "latents",
+    "rows_of",
 ]
 
 
@@ -129,20 +130,9 @@ class Flight:
         """Whether all of its rows have ended."""
         return not self._num_left
 
-    def uniforms(self) -> NDArray[np.float32]:
-        """Draw the number that each row takes at each step, (R, max_tokens)."""
-        rows = np.arange(len(self._done))
-        return noise.uniforms(self.job.seed, rows, 0, self.job.max_tokens).T
-
-    def take(self, ended: Ended, end: int) -> None:
-        """Keep a row that ended; `end` is the end mark."""
-        tokens = ended.tokens.tolist()
-        has_ended = tokens[-1] == end
-        row = Row(
-            tuple(tokens[:-1] if has_ended else tokens),
-            float(ended.log_probs.sum(dtype=np.float64)),
-            has_ended,
-        )
+    def take(self, ended: Ended) -> None:
+        """Keep a row that ended."""
+        row = Row(ended.tokens, ended.log_prob, ended.has_ended)
         self._done[ended.index] = row
         self._untold.append((ended.index, row))
         self._num_left -= 1
@@ -165,6 +155,15 @@ class Flight:
         )
 
 
+def rows_of(
+    jobs: Sequence[Job], counts: Sequence[int]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.uint64]]:
+    """Tell of each row of some jobs its job's place, its index in the job and its seed, (R,)."""
+    owners = np.repeat(np.arange(len(jobs)), counts)
+    index = np.concatenate([np.arange(rows) for rows in counts])
+    return owners, index, np.array([job.seed for job in jobs], np.uint64)[owners]
+
+
 def latents(
     jobs: Sequence[Job], counts: Sequence[int], c: AnyArray, sessions: Sessions, sizes: Sizes
 ) -> AnyArray:
@@ -180,17 +179,12 @@ def latents(
     Returns:
         (R, D).
     """
-    owners = np.repeat(np.arange(len(jobs)), counts)  # (R,)
+    owners, index, seeds = rows_of(jobs, counts)
     from_prior = np.array([job.variation is None for job in jobs])[owners]
     z = np.zeros((len(owners), sizes.latent), np.float32)
     if from_prior.any():
-        eps_z = np.concatenate(
-            [
-                noise.normals(job.seed, np.arange(rows), sizes.prior_noise)
-                for job, rows in zip(jobs, counts, strict=True)
-                if job.variation is None
-            ]
-        )  # (R, P)
+        drawn = (seeds[from_prior], index[from_prior])
+        eps_z = noise.normals(*drawn, sizes.prior_noise)  # (R, P)
         (z[from_prior],) = sessions.prior.run({"c": c[from_prior], "eps_z": eps_z})
     for number, job in enumerate(jobs):
         if job.variation is not None:

@@ -12,12 +12,16 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Purpose", "normals", "philox", "uniforms"]
+__all__ = ["Purpose", "Seeds", "normals", "philox", "uniforms"]
 
 _MULTIPLIERS = np.array([0xD2511F53, 0xCD9E8D57], dtype=np.uint64)
 _KEY_STEPS = np.array([0x9E3779B9, 0xBB67AE85], dtype=np.uint64)
 _LOW = np.uint64(0xFFFFFFFF)
 _HALF = np.uint64(32)
+
+
+#: One seed, or one for each response, (R,) uint64.
+Seeds = int | NDArray[np.uint64]
 
 
 class Purpose(IntEnum):
@@ -29,38 +33,39 @@ class Purpose(IntEnum):
     LAMBDA = 3
 
 
-def philox(counter: NDArray[np.uint64], seed: int) -> NDArray[np.uint64]:
-    """Mix counters with a key by ten rounds.
+def philox(counter: NDArray[np.uint64], seed: Seeds) -> NDArray[np.uint64]:
+    """Mix counters with keys by ten rounds.
 
     Args:
         counter: four 32-bit words each, (..., 4).
-        seed: the key, 64 bits; its low word comes first.
+        seed: the key, 64 bits, its low word first; or keys that broadcast to (...).
 
     Returns:
         Four 32-bit words for each counter, (..., 4).
     """
     x0, x1, x2, x3 = (counter[..., i].astype(np.uint64) for i in range(4))
-    key = np.array([seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF], dtype=np.uint64)
+    keys = np.asarray(seed, dtype=np.uint64)
+    key0, key1 = keys & _LOW, keys >> _HALF
     for _ in range(10):
         product0 = _MULTIPLIERS[0] * x0
         product1 = _MULTIPLIERS[1] * x2
         x0, x1, x2, x3 = (
-            (product1 >> _HALF) ^ x1 ^ key[0],
+            (product1 >> _HALF) ^ x1 ^ key0,
             product1 & _LOW,
-            (product0 >> _HALF) ^ x3 ^ key[1],
+            (product0 >> _HALF) ^ x3 ^ key1,
             product0 & _LOW,
         )
-        key = (key + _KEY_STEPS) & _LOW
+        key0, key1 = (key0 + _KEY_STEPS[0]) & _LOW, (key1 + _KEY_STEPS[1]) & _LOW
     return np.stack([x0, x1, x2, x3], axis=-1)
 
 
 def uniforms(
-    seed: int, responses: NDArray[np.int64], first_step: int, num_steps: int
+    seed: Seeds, responses: NDArray[np.int64], first_step: int, num_steps: int
 ) -> NDArray[np.float32]:
     """Draw the one number in [0, 1) that each response takes at each step.
 
     Args:
-        seed: the request's seed.
+        seed: the request's seed, or each response's.
         responses: indices of the responses within their request, (R,).
         first_step: number of the first step.
         num_steps: number of steps.
@@ -74,12 +79,12 @@ def uniforms(
 
 
 def normals(
-    seed: int, responses: NDArray[np.int64], size: int, purpose: Purpose = Purpose.LATENT
+    seed: Seeds, responses: NDArray[np.int64], size: int, purpose: Purpose = Purpose.LATENT
 ) -> NDArray[np.float32]:
     """Draw a vector of standard normal numbers for each response, by Box and Muller 1958.
 
     Args:
-        seed: the request's seed.
+        seed: the request's seed, or each response's.
         responses: indices of the responses within their request, (R,).
         size: length of a vector.
         purpose: what for.
@@ -88,7 +93,8 @@ def normals(
         Independent N(0, 1) numbers, (R, size).
     """
     blocks = np.arange(-(-size // 4))
-    words = philox(_counters(blocks[None, :], responses[:, None], purpose), seed)  # (R, blocks, 4)
+    keys = seed if isinstance(seed, int) else seed[:, None]
+    words = philox(_counters(blocks[None, :], responses[:, None], purpose), keys)  # (R, blocks, 4)
     radius = np.sqrt(-2.0 * np.log((words[..., 0::2] + 1.0) * 2.0**-32))  # (R, blocks, 2)
     angle = 2.0 * np.pi * (words[..., 1::2] * 2.0**-32)
     pairs = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=-1)

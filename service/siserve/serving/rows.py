@@ -6,7 +6,7 @@ arrays, however many requests the rows belong to.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,23 +20,27 @@ __all__ = ["Ended", "NewRows", "RowTable"]
 
 @dataclass(frozen=True)
 class NewRows:
-    """Rows that are to start.
+    """Rows that are to start, of one request or several.
 
     Attributes:
-        owner: number of the request they belong to.
+        owner: number of the request that a row belongs to, (R,).
+        index: of a row among those of its owner, (R,).
+        limit: most steps of a row, (R,).
         c: (R, C).
         z: (R, D).
         uniform: the numbers that tokens are drawn by, one for each step, (R, T).
-        temperature, top_k, top_p: as in a request.
+        temperature, top_k, top_p: as in a request, (R,).
     """
 
-    owner: int
+    owner: NDArray[np.int64]
+    index: NDArray[np.int64]
+    limit: NDArray[np.int64]
     c: AnyArray
     z: AnyArray
     uniform: NDArray[np.float32]
-    temperature: float
-    top_k: int
-    top_p: float
+    temperature: NDArray[np.float32]
+    top_k: NDArray[np.int64]
+    top_p: NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -45,14 +49,16 @@ class Ended:
 
     Attributes:
         index: among the rows of its owner.
-        tokens: ids up to the end mark, which is the last one if it ended, (L,).
-        log_probs: of these tokens in nats, (L,).
+        tokens: ids without the end mark.
+        log_prob: of these tokens and, if it ended, of the end mark, in nats.
+        has_ended: whether the model ended it; False = cut at its limit.
     """
 
     owner: int
     index: int
-    tokens: NDArray[np.int64]
-    log_probs: NDArray[np.float32]
+    tokens: tuple[int, ...]
+    log_prob: float
+    has_ended: bool
 
 
 class RowTable:
@@ -81,14 +87,14 @@ class RowTable:
         fresh: dict[str, AnyArray] = {
             "state": np.zeros((count, self._sizes.state), np.float32),
             "token": np.full(count, self._tokens.start),
-            "temperature": np.full(count, new.temperature, np.float32),
-            "top_k": np.full(count, new.top_k),
-            "top_p": np.full(count, new.top_p, np.float32),
+            "temperature": new.temperature,
+            "top_k": new.top_k,
+            "top_p": new.top_p,
             "uniform": uniform,
             "step": np.zeros(count, np.int64),
-            "limit": np.full(count, steps),
-            "owner": np.full(count, new.owner),
-            "index": np.arange(count),
+            "limit": new.limit,
+            "owner": new.owner,
+            "index": new.index,
             "tokens": np.full((count, self._width), self._tokens.end),
             "log_probs": np.zeros((count, self._width), np.float32),
         }
@@ -128,7 +134,7 @@ class RowTable:
         goes_on = (tokens[-1] != self._tokens.end) & (kept["step"] < kept["limit"])
         if goes_on.all():
             return []
-        ended = list(self._ended(np.flatnonzero(~goes_on)))
+        ended = self._ended(~goes_on)
         self._keep(goes_on)
         return ended
 
@@ -141,15 +147,27 @@ class RowTable:
         """Let all rows go."""
         self._kept = {}
 
-    def _ended(self, rows: NDArray[np.int64]) -> Iterator[Ended]:
-        kept = self._kept
-        for row in rows.tolist():
-            tokens = kept["tokens"][row, : kept["step"][row]]
-            (ends,) = np.nonzero(tokens == self._tokens.end)
-            length = int(ends[0]) + 1 if len(ends) else len(tokens)
-            log_probs = kept["log_probs"][row, :length]
-            owner, index = int(kept["owner"][row]), int(kept["index"][row])
-            yield Ended(owner, index, tokens[:length], log_probs)
+    def _ended(self, rows: NDArray[np.bool_]) -> list[Ended]:
+        kept = {name: self._kept[name][rows] for name in ("owner", "index", "tokens", "step")}
+        is_end = kept["tokens"] == self._tokens.end
+        is_end &= np.arange(self._width) < kept["step"][:, None]
+        has_ended = is_end.any(axis=1)
+        lengths = np.where(has_ended, is_end.argmax(axis=1), kept["step"])  # the end mark left out
+        counts = np.arange(self._width) < (lengths + has_ended)[:, None]
+        log_probs = np.where(counts, self._kept["log_probs"][rows], 0.0)
+        facts = zip(
+            kept["owner"].tolist(),
+            kept["index"].tolist(),
+            kept["tokens"].tolist(),
+            lengths.tolist(),
+            log_probs.sum(axis=1, dtype=np.float64).tolist(),
+            has_ended.tolist(),
+            strict=True,
+        )
+        return [
+            Ended(owner, index, tuple(tokens[:length]), log_prob, ended)
+            for owner, index, tokens, length, log_prob, ended in facts
+        ]
 
     def _keep(self, rows: NDArray[np.bool_]) -> None:
         self._kept = {name: values[rows] for name, values in self._kept.items()}

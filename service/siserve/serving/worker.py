@@ -11,13 +11,14 @@ from itertools import count
 import numpy as np
 
 from siserve.bundle.manifest import Manifest
+from siserve.serving import noise
 from siserve.serving.cores import give_way
 from siserve.serving.encoding import ContextEncoder
-from siserve.serving.flight import Flight, Job, latents
+from siserve.serving.flight import Flight, Job, latents, rows_of
 from siserve.serving.jobs import AnyJob, JobQueue, settle_abandoned
 from siserve.serving.rows import NewRows, RowTable
 from siserve.serving.scoring import ScoreJob, Scoring
-from siserve.serving.sessions import Sessions
+from siserve.serving.sessions import AnyArray, Sessions
 
 __all__ = ["Worker"]
 
@@ -136,23 +137,11 @@ class Worker:
         encoded = self._encoder.encode([job.context for job in jobs])  # (B, C)
         c = np.repeat(encoded, counts, axis=0)  # (R, C)
         z = latents(jobs, counts, c, self._sessions, self._manifest.sizes)  # (R, D)
-        seconds, first = time.perf_counter() - started, 0
-        for job, rows in zip(jobs, counts, strict=True):
-            flight = Flight(job, rows, now - job.submitted, seconds)
-            mine, owner = slice(first, first + rows), next(self._numbers)
-            first += rows
-            self._rows.add(
-                NewRows(
-                    owner=owner,
-                    c=c[mine],
-                    z=z[mine],
-                    uniform=flight.uniforms(),
-                    temperature=job.temperature,
-                    top_k=job.top_k,
-                    top_p=job.top_p,
-                )
-            )
-            self._flights[owner] = flight
+        seconds = time.perf_counter() - started
+        numbers = [next(self._numbers) for _ in jobs]
+        for number, job, rows in zip(numbers, jobs, counts, strict=True):
+            self._flights[number] = Flight(job, rows, now - job.submitted, seconds)
+        self._rows.add(_starting(jobs, numbers, counts, c, z))
 
     def _drop_abandoned(self) -> None:
         gone = [owner for owner, flight in self._flights.items() if settle_abandoned(flight.job)]
@@ -179,7 +168,7 @@ class Worker:
         for flight in self._flights.values():
             flight.decode_seconds += seconds
         for row in ended:
-            self._flights[row.owner].take(row, self._manifest.tokens.end)
+            self._flights[row.owner].take(row)
         for owner in dict.fromkeys(row.owner for row in ended):
             flight = self._flights[owner]
             flight.tell()
@@ -202,3 +191,22 @@ class Worker:
             self._scorings.append(scoring)  # behind the others
         else:
             scoring.job.result.set_result(scoring.scores())
+
+
+def _starting(
+    jobs: Sequence[Job], numbers: Sequence[int], counts: Sequence[int], c: AnyArray, z: AnyArray
+) -> NewRows:
+    """Lay out the rows of jobs that start together."""
+    owners, index, seeds = rows_of(jobs, counts)
+    limits = np.array([job.max_tokens for job in jobs])
+    return NewRows(
+        owner=np.array(numbers)[owners],
+        index=index,
+        limit=limits[owners],
+        c=c,
+        z=z,
+        uniform=noise.uniforms(seeds, index, 0, int(limits.max())).T,
+        temperature=np.array([job.temperature for job in jobs], np.float32)[owners],
+        top_k=np.array([job.top_k for job in jobs])[owners],
+        top_p=np.array([job.top_p for job in jobs], np.float32)[owners],
+    )
