@@ -116,11 +116,12 @@ def _hessian_products(
 
     One pass over both ends of the difference, weighted so that its gradient is the quotient.
     """
-    length = vector.norm(dim=1, keepdim=True).clamp(min=torch.finfo(vector.dtype).tiny)
+    norm = vector.norm(dim=1, keepdim=True)
+    length = norm.clamp(min=torch.finfo(vector.dtype).tiny)
     step = _STEP.get(vector.dtype, _STEP[torch.float32]) / length  # (B, 1)
     with torch.enable_grad():
         ends = torch.stack([at + step * vector, at - step * vector], dim=1).requires_grad_()
-        share = torch.cat([0.5 / step, -0.5 / step], dim=1)  # (B, 2)
+        share = torch.cat([0.5 / step, -0.5 / step], dim=1) * (norm > 0)  # (B, 2)
         total = (share * bound(ends, eps.unsqueeze(1))).sum()
         found = torch.autograd.grad(total, [ends, *parameters], allow_unused=True)
     of_ends = found[0]
