@@ -108,10 +108,6 @@ class GraphBuilder:
         made: Made = self._root._once((key,), make)
         return made
 
-    def table(self, name: str, array: FloatArray) -> Value:
-        """Use a weight as it is stored, to gather rows of."""
-        return self._root._stored(name, array)
-
     def cast(self, value: Value, to: Kind) -> Value:
         """Convert a tensor to another type."""
         return self.op("Cast", value, to=_TYPES[to])

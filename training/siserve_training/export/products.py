@@ -1,8 +1,8 @@
 """Emitters of a decoder's products with weights: in float32, or in 8-bit integers.
 
-Integers halve nothing but bytes: five rows wait for the weights to come from memory, and a quarter
-of the bytes takes a quarter of the time. Weights get one scale a column and 7 bits, since CPUs
-without VNNI add pairs of 8-bit products in 16 bits, which 7 bits cannot overflow: the sums are
+A few rows wait for the weights to come from memory, and a quarter of the bytes takes about a
+quarter of that time. Weights get one scale a column and 7 bits, since CPUs without VNNI add pairs
+of 8-bit products in 16 bits, which 7 bits cannot overflow: the sums are
 exact and the same on every x86 CPU. Activations get 8 bits and a scale that no other row of the
 batch can move: a fixed 1/127 where they lie in [-1, 1] by construction, a scale of each row
 elsewhere. One scale for the whole batch, as onnxruntime's dynamic quantisation takes, would let
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from siserve_training.export.graph import GraphBuilder, Value
+from siserve_training.export.graph import ABSENT, GraphBuilder, Value
 
 __all__ = ["Affine", "Matrix", "Rows"]
 
@@ -100,8 +100,7 @@ class Affine:
         fixed = b.real(1.0 / _ACTIVATION_LEVELS if rows.scales is None else 1.0)
         given = [rows.integers, self.matrix.weights, fixed, self.matrix.scales, b.byte(_ZERO_POINT)]
         if rows.scales is None:
-            absent = Value("")
-            given += [absent, self.bias]
+            given += [ABSENT, self.bias]
             return b.op("MatMulIntegerToFloat", *given, domain=_CONTRIB)
         product = b.op("MatMulIntegerToFloat", *given, domain=_CONTRIB)
         return b.op("Add", b.op("Mul", product, rows.scales), self.bias)
