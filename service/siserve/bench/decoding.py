@@ -22,7 +22,6 @@ from siserve.bundle.manifest import Manifest
 from siserve.bundle.tensors import WEIGHTS_FILE
 from siserve.bundle.verify import Bundle
 from siserve.serving import noise
-from siserve.serving.engine import EngineOptions
 from siserve.serving.sessions import AnyArray, Sessions
 
 __all__ = ["Decoding", "step_work"]
@@ -46,7 +45,7 @@ class Decoding:
         self._end = manifest.tokens.end
         special = set(manifest.tokens.model_dump().values())
         self._word = next(id_ for id_ in range(manifest.sizes.vocabulary) if id_ not in special)
-        self._chunk_steps = EngineOptions().chunk_steps
+        self._chunk_steps = sessions.chunk_steps
         self._rows = np.arange(rows)
         c = np.repeat(_encode(sessions, manifest, self._word), rows, axis=0)  # (R, C)
         eps_z = noise.normals(_SEED, self._rows, manifest.sizes.prior_noise)

@@ -140,7 +140,7 @@ DECODER = Graph(
 DECODER_INT8 = Graph("decoder_int8.onnx", DECODER.inputs, DECODER.outputs)
 
 #: Steps of a run of the unrolled decoder.
-UNROLLED_STEPS = 4
+UNROLLED_STEPS = 8
 
 #: The decoder as devices want it that record a run and replay it: a fixed number of steps, no loop,
 #: no branch. Rows that are forced or ask for top-k or top-p are for the other decoders.

@@ -38,7 +38,8 @@ class EngineOptions:
             whoever makes an engine settles.
         max_queue_rows: most rows that wait, unless one job alone takes more.
         max_rows: most rows in flight in a worker, unless one job alone takes more.
-        chunk_steps: steps between two looks at who is done and who waits.
+        chunk_steps: steps between two looks at who is done and who waits; None = as the decoder
+            wants it.
         oversample: candidates for each response of a job with diversity, within `max_rows`.
         cache_utterances: encoded utterances that are kept for dialogs that go on; 0 = none.
     """
@@ -46,7 +47,7 @@ class EngineOptions:
     workers: int = 1
     max_queue_rows: int = 1024
     max_rows: int = 128
-    chunk_steps: int = 4
+    chunk_steps: int | None = None
     oversample: int = 6
     cache_utterances: int = 8192
 
@@ -54,7 +55,7 @@ class EngineOptions:
         """Refuse an engine that could do nothing."""
         for name, value in vars(self).items():
             least = 0 if name in ("workers", "cache_utterances") else 1
-            if value < least:
+            if value is not None and value < least:
                 raise ValueError(f"{name} must be at least {least}, got {value}")
 
     def rows_of(self, job: AnyJob) -> int:

@@ -17,17 +17,18 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from siserve.bundle.manifest import Manifest
+from siserve.bundle.manifest import Manifest, Tokens
 from siserve.bundle.tensors import DECODER, DECODER_UNROLLED, UNROLLED_STEPS, Tensor
 from siserve.serving.graphs import AnyArray, Runs
 
 __all__ = ["COUNTS", "RecordedDecoder"]
 
 #: Rows of a run; a batch is filled up to the next of them.
-COUNTS = (8, 32, 128, 512, 2048, 4096)
+COUNTS = (8, 16, 32, 64, 128, 256, 384, 512, 1024, 2048, 4096)
 
 _DTYPES: dict[str, Any] = {"int64": np.int64, "float32": np.float32}
 _BY_STEP = ("uniform", "forced", "tokens", "log_probs")
+_OF_STARTS = ("c", "z")
 
 
 class RecordedDecoder:
@@ -50,7 +51,7 @@ class RecordedDecoder:
         counts: Sequence[int] = COUNTS,
     ) -> None:
         self._other = other
-        self._end = manifest.tokens.end
+        self._tokens = manifest.tokens
         self._lock = threading.Lock()  # a recording has one set of buffers
         sizes = manifest.sizes.by_axis()
         self._tapes = {count: _Tape(session, count, sizes, device) for count in sorted(counts)}
@@ -59,7 +60,7 @@ class RecordedDecoder:
         """Run every count, twice where the first run records."""
         for tape in self._tapes.values():
             for _ in range(2):
-                tape.run({}, self._end)
+                tape.run({}, self._tokens)
 
     def run(self, inputs: Mapping[str, AnyArray]) -> Sequence[AnyArray]:
         """Return tokens (K, R), log-probs (K, R) and states (R, H)."""
@@ -79,7 +80,7 @@ class RecordedDecoder:
     def _replay(self, inputs: Mapping[str, AnyArray]) -> Sequence[AnyArray]:
         count = next(each for each in self._tapes if each >= len(inputs["token"]))
         with self._lock:
-            return self._tapes[count].run(inputs, self._end)
+            return self._tapes[count].run(inputs, self._tokens)
 
 
 class _Tape:
@@ -112,11 +113,18 @@ class _Tape:
         if device == "cuda":
             self._options.add_run_config_entry("gpu_graph_id", str(count))
 
-    def run(self, inputs: Mapping[str, AnyArray], end: int) -> Sequence[AnyArray]:
-        """Run rows, those that are missing as ended ones; return copies of their results."""
+    def run(self, inputs: Mapping[str, AnyArray], tokens: Tokens) -> Sequence[AnyArray]:
+        """Run rows, those that are missing as ended ones; return copies of their results.
+
+        c and z, which are most of what goes to the device, are read of starting rows alone; where
+        none starts, what an earlier run left there does.
+        """
         rows = len(inputs["token"]) if inputs else 0
-        self._host["token"][rows:] = end
+        self._host["token"][rows:] = tokens.end
+        starts = bool(inputs) and bool((inputs["token"] == tokens.start).any())
         for name, values in self._host.items():
+            if name in _OF_STARTS and not starts:
+                continue
             if inputs:
                 values[_place(name, slice(rows))] = inputs[name]
             self._given[name].update_inplace(values)

@@ -20,6 +20,7 @@ from siserve.bundle.tensors import (
     DIALOG_ENCODER,
     PRIOR,
     SI_SAMPLER,
+    UNROLLED_STEPS,
     UTTERANCE_ENCODER,
     Graph,
 )
@@ -44,6 +45,7 @@ Precision = Literal["auto", "fp32", "int8"]
 
 _CUDA = "CUDAExecutionProvider"
 _CPU = "CPUExecutionProvider"
+_CHUNK_STEPS = 4  # of a decoder with a loop
 _log = logging.getLogger(__name__)
 
 
@@ -85,6 +87,11 @@ class Sessions:
     precision: Literal["fp32", "int8", "tf32"]
     utterance_encoder: GraphSession | None = None
     dialog_encoder: GraphSession | None = None
+
+    @property
+    def chunk_steps(self) -> int:
+        """Steps of a run of the decoder: all of a recording, else few, so that rows come and go."""
+        return UNROLLED_STEPS if isinstance(self.decoder, RecordedDecoder) else _CHUNK_STEPS
 
     def run(self, graph: Graph, inputs: Mapping[str, AnyArray]) -> Sequence[AnyArray]:
         """Run one of the graphs of siserve.bundle.tensors."""

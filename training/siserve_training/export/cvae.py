@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import onnx
 from siserve.bundle.tensors import PRIOR, SI_SAMPLER, Graph
 
-from siserve_training.export.decoder import decoder_graphs, word_step
+from siserve_training.export.decoder import decoder_graphs
 from siserve_training.export.dense import (
     Gaussian,
     Noise,
@@ -32,6 +32,7 @@ from siserve_training.export.model import GraphSet, TrainedModel
 from siserve_training.export.posterior import drawn_posterior
 from siserve_training.export.recurrent import utterance_vectors
 from siserve_training.export.sizes import AxisSizes
+from siserve_training.export.steps import word_step
 from siserve_training.export.weights import Parameters, WeightStore
 
 __all__ = ["graphs"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import onnx
@@ -11,7 +11,6 @@ from siserve.bundle.tensors import (
     DECODER,
     DECODER_INT8,
     DECODER_UNROLLED,
-    UNROLLED_STEPS,
     Graph,
     Tensor,
 )
@@ -19,24 +18,12 @@ from siserve.bundle.tensors import (
 from siserve_training.export.dense import log_sum_exp
 from siserve_training.export.graph import GraphBuilder, Value
 from siserve_training.export.products import Affine, Rows
-from siserve_training.export.recurrent import gates_of_word, gru_step
-from siserve_training.export.sampling import (
-    Blocks,
-    choose_plainly,
-    choose_token,
-    read_options,
-)
+from siserve_training.export.sampling import FORBIDDEN, Blocks, choose_token, read_options
+from siserve_training.export.steps import FirstState, Step
+from siserve_training.export.unrolled import unrolled_decoder
 from siserve_training.export.weights import Parameters, WeightStore
 
-__all__ = ["FirstState", "Step", "decoder_graphs", "word_step"]
-
-#: (graph, c, z) to the state before ``<s>``, (R, H).
-FirstState = Callable[[GraphBuilder, Value, Value], Value]
-#: (body, last token (R,), state (R, H)) to (features of the output layer, state), both (R, H).
-Step = Callable[[GraphBuilder, Value, Value], tuple[Value, Value]]
-
-#: Logit of a word that must not be chosen, and of places that fill up the last block.
-_FORBIDDEN = -1e30
+__all__ = ["decoder_graphs"]
 
 
 def decoder_graphs(
@@ -63,19 +50,10 @@ def decoder_graphs(
     return {
         DECODER: decoder.emit(GraphBuilder(weights), DECODER),
         DECODER_INT8: decoder.emit(GraphBuilder(weights, precision="int8"), DECODER_INT8),
-        DECODER_UNROLLED: decoder.emit_unrolled(GraphBuilder(weights), DECODER_UNROLLED),
+        DECODER_UNROLLED: unrolled_decoder(
+            GraphBuilder(weights), p, tokens, sizes, first_state, step
+        ),
     }
-
-
-def word_step(p: Parameters) -> Step:
-    """Return the step of a decoder whose GRU is told the last word and nothing else."""
-
-    def step(b: GraphBuilder, token: Value, state: Value) -> tuple[Value, Value]:
-        gates = gates_of_word(b, p, "decoder.gru", token)
-        state = gru_step(b, p, "decoder.gru", gates, state, is_bounded=False)
-        return state, state
-
-    return step
 
 
 @dataclass(frozen=True)
@@ -137,31 +115,6 @@ class _Decoder:
         looped = g.loop(num_steps, carried, scanned, one_step, self._sizes)
         _, state, chosen, log_probs = looped
         outputs = {"tokens": chosen, "log_probs": log_probs, "state_out": state}
-        return g.build(graph, outputs, self._sizes)
-
-    def emit_unrolled(self, g: GraphBuilder, graph: Graph) -> onnx.ModelProto:
-        """Emit a fixed number of steps one after the other, for rows that are drawn or greedy."""
-        given = {tensor.name: Value(tensor.name) for tensor in graph.inputs}
-        output = _OutputLayer(g, self._p, self._tokens, self._is_bounded)
-        first = self._first_state(g, given["c"], given["z"])
-        ones = g.integers(*(UNROLLED_STEPS * [1]))
-        uniforms = g.ops("Split", UNROLLED_STEPS, given["uniform"], ones, axis=0)  # (1, R) each
-        token, state = given["token"], given["state"]
-        tokens, log_probs = [], []
-        for uniform in uniforms:
-            now = self._enter(g, output, first, token, state)
-            row = g.op("Squeeze", uniform, g.integers(0))  # (R,)
-            chosen = choose_plainly(
-                g, now.logits, output.barred, now.is_start, row, given["temperature"], output.blocks
-            )
-            token, log_prob, state = self._leave(g, output, now, token, chosen)
-            tokens.append(g.unsqueeze(token, 0))
-            log_probs.append(g.unsqueeze(log_prob, 0))
-        outputs = {
-            "tokens": g.op("Concat", *tokens, axis=0),
-            "log_probs": g.op("Concat", *log_probs, axis=0),
-            "state_out": state,
-        }
         return g.build(graph, outputs, self._sizes)
 
     def _enter(
@@ -234,7 +187,7 @@ class _OutputLayer:
         self._forbidden_row = g.unsqueeze(ids, 0)  # (1, F)
         self._narrow_kernel = g.op("Gather", kernel, ids, axis=1)  # (H, F)
         self._narrow_bias = g.op("Gather", bias, ids)  # (F,)
-        full_bias = g.op("Pad", bias, g.integers(0, missing), g.real(_FORBIDDEN))
+        full_bias = g.op("Pad", bias, g.integers(0, missing), g.real(FORBIDDEN))
         full_kernel = g.op("Pad", kernel, g.integers(0, 0, 0, missing), g.real(0.0))
         self._layer = Affine.of(g, full_kernel, _forbid(g, full_bias, *forbidden))
         nothing = g.op("Expand", g.real(0.0), g.integers(self.blocks.words))
@@ -250,7 +203,7 @@ class _OutputLayer:
         narrow = b.op("Add", b.op("MatMul", now.features, self._narrow_kernel), self._narrow_bias)
         usual = b.op("GatherElements", now.logits, place, axis=1)  # (R, 1)
         is_it = b.op("Equal", place, self._forbidden_row)  # (R, F)
-        own = b.op("Where", is_it, narrow, b.real(_FORBIDDEN))
+        own = b.op("Where", is_it, narrow, b.real(FORBIDDEN))
         logit = b.reduce("ReduceMax", b.op("Concat", usual, own, axis=1), 1)  # (R,)
         sums = self._rough_sum if b.precision == "int8" else self._exact_sums
         total = log_sum_exp(b, b.op("Concat", sums(b, now.logits), narrow, axis=1))
@@ -278,5 +231,5 @@ class _OutputLayer:
 
 
 def _forbid(g: GraphBuilder, logits: Value, *ids: int) -> Value:
-    values = g.op("Expand", g.real(_FORBIDDEN), g.integers(len(ids)))
+    values = g.op("Expand", g.real(FORBIDDEN), g.integers(len(ids)))
     return g.op("ScatterElements", logits, g.integers(*ids), values, axis=0)

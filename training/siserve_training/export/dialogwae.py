@@ -12,7 +12,7 @@ import math
 import onnx
 from siserve.bundle.tensors import PRIOR, SI_SAMPLER, Graph
 
-from siserve_training.export.decoder import decoder_graphs, word_step
+from siserve_training.export.decoder import decoder_graphs
 from siserve_training.export.dense import Gaussian, linear, normal_cdf, sample
 from siserve_training.export.encoder import (
     begin,
@@ -24,6 +24,7 @@ from siserve_training.export.graph import GraphBuilder, Value
 from siserve_training.export.model import GraphSet, TrainedModel
 from siserve_training.export.recurrent import utterance_vectors
 from siserve_training.export.sizes import AxisSizes
+from siserve_training.export.steps import word_step
 from siserve_training.export.weights import Parameters, WeightStore
 
 __all__ = ["graphs"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx
 from siserve.bundle.tensors import PRIOR, SI_SAMPLER, Graph
 
-from siserve_training.export.decoder import decoder_graphs, word_step
+from siserve_training.export.decoder import decoder_graphs
 from siserve_training.export.dense import linear
 from siserve_training.export.encoder import (
     begin,
@@ -15,6 +15,7 @@ from siserve_training.export.encoder import (
 from siserve_training.export.graph import GraphBuilder, Value
 from siserve_training.export.model import GraphSet, TrainedModel
 from siserve_training.export.sizes import AxisSizes
+from siserve_training.export.steps import word_step
 from siserve_training.export.weights import Parameters, WeightStore
 
 __all__ = ["graphs"]

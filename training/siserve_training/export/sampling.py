@@ -15,10 +15,20 @@ from dataclasses import dataclass
 
 from siserve_training.export.graph import Branch, GraphBuilder, Value
 
-__all__ = ["Blocks", "Options", "choose_plainly", "choose_token", "read_options"]
+__all__ = [
+    "BELOW_ONE",
+    "FORBIDDEN",
+    "Blocks",
+    "Options",
+    "choose_token",
+    "read_options",
+    "read_temperature",
+]
 
 #: Largest uniform that is used; keeps u * total strictly below the total in float32.
-_BELOW_ONE = 1.0 - 2.0**-20
+BELOW_ONE = 1.0 - 2.0**-20
+#: Logit of a word that must not be chosen, and of places that fill up the last block.
+FORBIDDEN = -1e30
 #: Words that are sorted first; a nucleus is seldom larger.
 _FIRST_SORT = 2048
 _MIN_TEMPERATURE = 1e-5
@@ -82,7 +92,7 @@ def read_options(
         top_p: 1 = off, (R,).
         forced: the token of a step, -1 for none, (K, R).
     """
-    is_greedy, inverse = _read_temperature(g, temperature)
+    is_greedy, inverse = read_temperature(g, temperature)
     asks_k = g.op("Greater", top_k, g.integer(0))
     asks_p = g.op("Less", top_p, g.real(1.0))
     is_free = g.op("Less", g.reduce("ReduceMin", forced, 0), g.integer(0))
@@ -164,35 +174,8 @@ def choose_token(
     return g.when(options.only_drawn, lambda b: among(b, draw), otherwise, "int64")
 
 
-def choose_plainly(
-    g: GraphBuilder,
-    logits: Value,
-    barred: Value,
-    is_barred: Value,
-    uniform: Value,
-    temperature: Value,
-    blocks: Blocks,
-) -> Value:
-    """Emit the same without a branch, for rows that are drawn or greedy, (R,) int64.
-
-    Args:
-        g: the graph.
-        logits: (R, words); very negative where a word may not be chosen.
-        barred: added to the logits of rows that may not end yet, (words,).
-        is_barred: which rows those are, (R,).
-        uniform: in [0, 1), (R,).
-        temperature: 0 = the likeliest token, (R,).
-        blocks: the vocabulary as a rectangle.
-    """
-    is_greedy, inverse = _read_temperature(g, temperature)
-    scaled = g.op("Mul", logits, g.unsqueeze(inverse, 1))
-    scaled = g.op("Where", g.unsqueeze(is_barred, 1), g.op("Add", scaled, barred), scaled)
-    drawn = _invert_blocks(g, g.op("Softmax", scaled, axis=1), g.unsqueeze(uniform, 1), blocks)
-    return g.op("Where", is_greedy, g.op("ArgMax", scaled, axis=1, keepdims=0), drawn)
-
-
-def _read_temperature(g: GraphBuilder, temperature: Value) -> tuple[Value, Value]:
-    """Say which rows are greedy, (R,), and by what logits are multiplied, 1 for those, (R,)."""
+def read_temperature(g: GraphBuilder, temperature: Value) -> tuple[Value, Value]:
+    """Say which rows are greedy, and by what logits are multiplied, 1 for those; both as given."""
     is_greedy = g.op("LessOrEqual", temperature, g.real(0.0))
     inverse = g.op("Reciprocal", g.op("Max", temperature, g.real(_MIN_TEMPERATURE)))
     return is_greedy, g.op("Where", is_greedy, g.real(1.0), inverse)
@@ -223,7 +206,7 @@ def _invert_blocks(g: GraphBuilder, masses: Value, u: Value, blocks: Blocks) -> 
     end = g.op("GatherElements", prefix, block, axis=1)
     mass = g.op("GatherElements", sums, block, axis=1)
     reached = g.op("Div", g.op("Sub", target, g.op("Sub", end, mass)), mass)
-    rest = g.op("Clip", reached, g.real(0.0), g.real(_BELOW_ONE))  # how far into the block
+    rest = g.op("Clip", reached, g.real(0.0), g.real(BELOW_ONE))  # how far into the block
     inside = g.op("GatherND", rectangle, block, batch_dims=1)  # (R, size)
     _, _, word = _invert(g, inside, rest)
     token = g.op("Add", g.op("Mul", block, g.integer(blocks.size)), word)  # (R, 1)
@@ -241,7 +224,7 @@ def _invert(g: GraphBuilder, masses: Value, u: Value) -> tuple[Value, Value, Val
     """
     prefix = g.op("CumSum", masses, g.integer(1))  # (R, n)
     total = g.op("Gather", prefix, g.integers(-1), axis=1)  # (R, 1)
-    target = g.op("Mul", g.op("Min", u, g.real(_BELOW_ONE)), total)
+    target = g.op("Mul", g.op("Min", u, g.real(BELOW_ONE)), total)
     is_passed = g.op("LessOrEqual", prefix, target)
     place = g.reduce("ReduceSum", g.cast(is_passed, "int64"), 1, keep=True)  # (R, 1)
     return prefix, target, place

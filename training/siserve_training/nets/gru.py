@@ -7,6 +7,7 @@ library's own (cuDNN) GRU runs on the same parameters. Both obey nn.GRU's equati
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -173,8 +174,11 @@ def _library_gru(
 ) -> tuple[Tensor, Tensor]:
     names = [name for name, _ in gru.named_parameters() if name.endswith("_reverse") == reverse]
     weights = [cast(Tensor, getattr(gru, name)) for name in names]
-    outputs, final = torch.gru(
-        data, layout.batch_sizes, state.unsqueeze(0).to(data.dtype), weights, True, 1, 0.0,
-        gru.training, False,
-    )  # fmt: skip
+    first = state.unsqueeze(0).to(data.dtype).contiguous()
+    with warnings.catch_warnings():
+        # both directions' weights lie in one chunk, of which cuDNN copies ours at each call
+        warnings.filterwarnings("ignore", message="RNN module weights are not part")
+        outputs, final = torch.gru(
+            data, layout.batch_sizes, first, weights, True, 1, 0.0, gru.training, False
+        )
     return outputs, final[0]

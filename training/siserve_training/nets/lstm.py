@@ -155,7 +155,7 @@ def _library_lstm(
     lstm: nn.LSTM, data: Tensor, layout: PackedLayout, state: tuple[Tensor, Tensor]
 ) -> tuple[Tensor, Tensor]:
     weights = [cast(Tensor, parameter) for parameter in lstm.parameters()]
-    first = [part.unsqueeze(0).to(data.dtype) for part in state]
+    first = [part.unsqueeze(0).to(data.dtype).contiguous() for part in state]
     outputs, last, _ = torch.lstm(
         data, layout.batch_sizes, first, weights, True, 1, 0.0, lstm.training, False
     )
