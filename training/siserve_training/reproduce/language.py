@@ -35,6 +35,7 @@ _SMALL = {
     "utterance_hidden": 128,
     "decoder_hidden": 128,
     "init_bound": 0.28,
+    "noise_gain": 1.0,
     "decoder_dropout": 0.7,
     "num_refine_steps": 5,
     "batch_size": 32,
