@@ -165,6 +165,15 @@ def test_si_with_its_noise_cut_is_the_vae_for_every_k(sentences):
     assert ours.parts["b_k"].item() == pytest.approx(0.0, abs=1e-5)
 
 
+@pytest.mark.parametrize("bound", [0.1, 0.3])
+def test_weights_start_as_far_from_zero_as_the_configuration_says(sentences, bound):
+    made = config("vae", init_bound=bound)
+    model = build_language_model(made, load_sentence_data(sentences, made, skip_bad_lines=False))
+    for name, parameter in model.named_parameters():
+        if name != "posterior_net.out.bias":  # its half of log-variances starts at start_logvar
+            assert bound / 2 < parameter.abs().max() <= bound, name
+
+
 def test_refinement_raises_the_bound_that_it_climbs(sentences):
     case = Case("sa-vae", sentences, num_refine_steps=20)
     case.model.train(False)

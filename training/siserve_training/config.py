@@ -41,7 +41,7 @@ _AT_LEAST = {
     "sampled_words generator_rate critic_rate gp_weight context_encoder_rate refine_rate "
     "refine_words",
 }
-_ABOVE_0 = "passes clip_norm ratio exploding_loss rate_decay gumbel_temperature"
+_ABOVE_0 = "init_bound passes clip_norm ratio exploding_loss rate_decay gumbel_temperature"
 _SHARES = "hide_feature_rate decay_share exact_share"
 _DROPOUTS = (
     "encoder_dropout utterance_dropout context_dropout decoder_dropout output_dropout "
@@ -82,6 +82,7 @@ class TrainConfig:
     noise_entry: str = "added"  # to the first layer's product with the features, or multiplied
     noise_gain: float = 1.0  # factor on the noise's weights at the start
     start_logvar: float = 0.0  # log-variance of q(z|lambda) at the start
+    init_bound: float = 0.1  # lm; weights start in U(-b, b) (Kim et al. at 512 and 1024 units: 0.1)
     prior_noise: int = 0  # si-cvae; above 0 the prior is semi-implicit too
     components: int = 5  # gmm-cvae
     post_hidden: int = 400  # 0: the literal single linear layer

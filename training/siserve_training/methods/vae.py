@@ -57,6 +57,7 @@ def vae_method(**sizes: str) -> Method:
             noise_entry=config.noise_entry,
             noise_gain=config.noise_gain,
             start_logvar=config.start_logvar,
+            init_bound=config.init_bound,
             word_dropout=config.decoder_dropout,
             output_dropout=config.output_dropout,
             refine_rate=config.refine_rate,

@@ -23,7 +23,7 @@ from siserve_training.models.refinement import Refinement, refine
 from siserve_training.models.text_model import TextModel, TextModelConfig
 from siserve_training.nets.dropout import Dropout
 from siserve_training.nets.heads import GaussianHead
-from siserve_training.nets.language import LatentDecoder, SentenceReader, initialise_as_kim
+from siserve_training.nets.language import LatentDecoder, SentenceReader, initialise_uniform
 from siserve_training.nets.output import WordSample, token_log_probs
 
 __all__ = ["LanguageModel", "LanguageModelConfig"]
@@ -42,6 +42,7 @@ class LanguageModelConfig(TextModelConfig):
         noise_entry: "added" to what the posterior makes of the features, or "multiplied" with it.
         noise_gain: factor on the noise's weights at the start of training.
         start_logvar: log-variance of the conditional q(z|lambda) at the start of training.
+        init_bound: weights start in U(-init_bound, init_bound).
         word_dropout: of the units of a word's vector that the decoder is told.
         output_dropout: of the units of a state before the output layer.
         refine_steps: SVI steps of a semi-amortised posterior, 0 for none.
@@ -65,6 +66,7 @@ class LanguageModelConfig(TextModelConfig):
         noise_entry: str = "added",
         noise_gain: float = 1.0,
         start_logvar: float = 0.0,
+        init_bound: float = 0.1,
         word_dropout: float = 0.5,
         output_dropout: float = 0.5,
         refine_steps: int = 0,
@@ -82,6 +84,7 @@ class LanguageModelConfig(TextModelConfig):
         self.noise_entry = noise_entry
         self.noise_gain = noise_gain
         self.start_logvar = start_logvar
+        self.init_bound = init_bound
         self.word_dropout = word_dropout
         self.output_dropout = output_dropout
         self.refine_steps = refine_steps
@@ -135,7 +138,7 @@ class LanguageModel(TextModel):
         self.post_init()  # type: ignore[no-untyped-call]
 
     def _init_weights(self, module: nn.Module) -> None:
-        initialise_as_kim(module)
+        initialise_uniform(module, self.config.init_bound)
         if isinstance(module, GaussianHead):
             module.start_noise(self.config.noise_gain, self.config.start_logvar)
 

@@ -10,9 +10,7 @@ from torch import Tensor, nn
 from siserve_training.nets.gru import PackedLayout
 from siserve_training.nets.lstm import packed_lstm
 
-__all__ = ["LatentDecoder", "SentenceReader", "initialise_as_kim"]
-
-_BOUND = 0.1
+__all__ = ["LatentDecoder", "SentenceReader", "initialise_uniform"]
 
 
 class SentenceReader(nn.Module):
@@ -97,11 +95,11 @@ class LatentDecoder(nn.Module):
         return parts
 
 
-def initialise_as_kim(module: nn.Module) -> None:
-    """Initialise one module: U(-0.1, 0.1) throughout, as in Kim et al. 2018's code."""
+def initialise_uniform(module: nn.Module, bound: float) -> None:
+    """Initialise one module: U(-bound, bound) throughout, as Kim et al. 2018's code does (0.1)."""
     if isinstance(module, (nn.Embedding, nn.Linear, nn.LSTM)):
         for parameter in module.parameters(recurse=False):
-            nn.init.uniform_(parameter, -_BOUND, _BOUND)
+            nn.init.uniform_(parameter, -bound, bound)
     if isinstance(module, nn.Embedding) and module.padding_idx is not None:
         with torch.no_grad():
             module.weight[module.padding_idx].zero_()
