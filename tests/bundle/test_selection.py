@@ -1,6 +1,8 @@
 """Choosing varied responses: the laws of the trade between score and likeness."""
 
+import math
 import random
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -21,17 +23,24 @@ def candidates(draw):
     return said, scores, draw(st.integers(1, len(said))), draw(diversities)
 
 
-def overlap(one, other):
-    """The likeness of two responses, written a second time."""
-    pairs = [
-        {(a, b) for a, b in zip(said, said[1:], strict=False)} if len(said) > 1 else {tuple(said)}
-        for said in (one, other)
-    ]
-    return len(pairs[0] & pairs[1]) / min(len(pairs[0]), len(pairs[1]))
+def ngrams(said):
+    """Words and pairs of a response with how often it has them, written a second time."""
+    pairs = list(zip(said, said[1:], strict=False)) if len(said) > 1 else [tuple(said)]
+    return Counter([*said, *pairs])
 
 
-def likeness_to_chosen(said, index, chosen):
-    return max((overlap(said[index], said[other]) for other in chosen), default=0.0)
+def share_said(said, index, chosen):
+    """Share of a response's words and pairs that a chosen one has."""
+    known = {ngram for other in chosen for ngram in ngrams(said[other])}
+    mine = ngrams(said[index])
+    return sum(times for ngram, times in mine.items() if ngram in known) / mine.total()
+
+
+def gain(one, other):
+    """How well `one` does where `other` is what is said."""
+    mine, theirs = ngrams(one), ngrams(other)
+    brevity = min(1.0, math.exp(1 - theirs.total() / mine.total()))
+    return brevity * (mine & theirs).total() / mine.total()
 
 
 @given(candidates())
@@ -46,9 +55,11 @@ def test_each_choice_has_the_best_trade_among_those_whose_words_are_new(given_):
     chosen = select_diverse(scores, said, n, diversity).tolist()
     assert len(set(chosen)) == n
 
+    weight = 0.6 + 0.4 * diversity
+
     def value(index, before):
         rank = scores[index] / max(1, len(said) - 1)
-        return (1 - diversity) * rank - diversity * likeness_to_chosen(said, index, before)
+        return (1 - weight) * rank - weight * share_said(said, index, before)
 
     for place, index in enumerate(chosen):
         before = chosen[:place]
@@ -68,17 +79,32 @@ def test_no_words_come_twice_while_others_are_left(said, diversity, dice):
     assert len(set(first)) == different
 
 
-def test_full_diversity_takes_the_best_one_and_then_the_least_alike():
+def test_full_diversity_takes_the_best_one_and_then_what_repeats_least():
     said = [[1, 2, 3, 4], [1, 2, 3, 5], [6, 7, 8, 9], [1, 2, 8, 9], [1, 2, 3, 4, 9]]
-    assert select_diverse([0, 1, 2, 3, 9], said, 3, 1.0).tolist() == [4, 2, 3]
+    assert select_diverse([0, 1, 2, 3, 9], said, 3, 1.0).tolist() == [4, 2, 1]
 
 
-@given(candidates())
-def test_hardly_any_diversity_takes_the_best_that_differ(given_):
-    said, scores, n, _ = given_
-    assume(len({tuple(text) for text in said}) == len(said))
-    best = sorted(range(len(said)), key=lambda i: -scores[i])[:n]
-    assert select_diverse(scores, said, n, 1e-9).tolist() == best
+def test_a_mixture_of_two_chosen_ones_says_nothing_new():
+    said = [[1, 2, 3], [5, 6, 7], [1, 2, 3, 5, 6, 7], [1, 2, 8, 9]]
+    assert select_diverse([3, 2, 1, 0], said, 3, 1.0).tolist() == [0, 1, 3]
+
+
+def test_what_repeats_nothing_is_equally_new_at_any_length():
+    said = [[1, 2], [3], [4, 5, 6, 7]]
+    assert select_diverse([2, 0, 1], said, 2, 1.0).tolist() == [0, 2]
+    assert select_diverse([2, 1, 0], said, 2, 1.0).tolist() == [0, 1]
+
+
+@given(st.data())
+def test_more_diversity_never_says_more_of_the_best_again_in_the_second_choice(data):
+    said, scores, _, _ = data.draw(candidates())
+    assume(len({tuple(text) for text in said}) == len(said) > 1)
+    low, high = sorted(data.draw(st.tuples(diversities, diversities)))
+    again = []
+    for diversity in (low, high):
+        first, second = select_diverse(scores, said, 2, diversity).tolist()
+        again.append(share_said(said, second, [first]))
+    assert again[1] <= again[0] + 1e-9
 
 
 @given(candidates(), st.randoms(use_true_random=False))
@@ -112,6 +138,12 @@ def test_equal_candidates_are_taken_by_index():
 
 
 @given(texts)
+def test_consensus_is_the_mean_gain_over_all_candidates(said):
+    expected = [sum(gain(one, other) for other in said) / len(said) for one in said]
+    assert consensus(said).tolist() == pytest.approx(expected)
+
+
+@given(texts)
 def test_consensus_lies_between_being_alone_and_being_all(said):
     scores = consensus(said)
     assert scores.shape == (len(said),)
@@ -125,9 +157,20 @@ def test_consensus_is_highest_for_what_the_others_resemble():
     assert consensus(said)[3] == consensus(said)[4] == pytest.approx(1 / 5)
 
 
+def test_a_short_piece_of_what_is_said_scores_below_the_whole():
+    said = [[1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5, 7], [1, 2]]
+    assert consensus(said)[2] < min(consensus(said)[:2])
+
+
+def test_a_word_said_twice_is_matched_twice_only_where_it_is_said_twice():
+    once, twice = consensus([[5, 5, 5], [5, 6, 7]])[0], consensus([[5, 5, 5], [5, 5, 7]])[0]
+    assert once == pytest.approx((1 + 1 / 5) / 2)
+    assert twice == pytest.approx((1 + 3 / 5) / 2)
+
+
 def test_one_word_is_like_itself_and_unlike_other_words():
-    said = [[5], [5], [6], [5, 6]]
-    assert consensus(said).tolist() == pytest.approx([2 / 4, 2 / 4, 1 / 4, 1 / 4])
+    scores = consensus([[5], [5], [6]])
+    assert scores.tolist() == pytest.approx([2 / 3, 2 / 3, 1 / 3])
 
 
 def test_many_candidates_are_chosen_from_quickly_enough_to_serve():

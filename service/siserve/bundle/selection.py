@@ -1,16 +1,20 @@
 """Choose varied responses among more candidates than are asked for.
 
 Greedy maximal marginal relevance (Carbonell & Goldstein 1998, "The use of MMR, diversity-based
-reranking"): the next choice has the best trade of its own score against its likeness to what is
-chosen already. Likeness is the overlap of bigrams, because different bigrams are what makes a set
-varied (a response of one word has that word for its bigram); the score is the consensus among the
-candidates. Serving and evaluation use these same functions. Nothing here is drawn, and the order in
-which candidates come decides only between candidates that are equal.
+reranking"): the next choice has the best trade of its own score against what the chosen ones have
+said already. Both sides count words and pairs of neighbouring words, which are what makes a set
+varied (a response of one word has that word for its pair). The score is the consensus among the
+candidates; a repetition is told from all that is chosen together, for a response may say nothing
+new and yet be unlike each of the others. Serving and evaluation use these same functions. Nothing
+here is drawn, and the order in which candidates come decides only between candidates that are
+equal.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -21,13 +25,16 @@ __all__ = ["consensus", "select_diverse"]
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
+_LEAST_WEIGHT = 0.6  # where a set is about as varied as one that is not chosen
+
 
 def consensus(responses: Sequence[Sequence[int]]) -> Floats:
-    """Score each candidate by its mean likeness to all of them, itself included.
+    """Score each candidate by how well it would do if any of the candidates were what is said.
 
-    The candidates are draws from p(x|c), so this is the expected likeness to another draw: minimum
-    Bayes risk (Kumar & Byrne 2004) with the Dice coefficient of bigrams for the gain. Unlike the
-    log probability of a response given its own latent it does not prefer short responses, and it
+    The candidates are draws from p(x|c), so this is minimum Bayes risk (Kumar & Byrne 2004) with a
+    gain in the manner of BLEU: of candidate x against y the share of x's words and pairs that y has
+    too, each as often as y has it, times BLEU's penalty exp(1 - |y|/|x|) where x is the shorter
+    one. The penalty keeps short responses, which are easily right, from being chosen for that. It
     asks nothing of the model.
 
     Args:
@@ -36,9 +43,12 @@ def consensus(responses: Sequence[Sequence[int]]) -> Floats:
     Returns:
         Scores above 0 and up to 1, (M,).
     """
-    shared, sizes = _count_shared_bigrams(responses)
-    dice = 2 * shared / (sizes[:, None] + sizes)  # (M, M)
-    scores: Floats = np.sort(dice, axis=1).mean(axis=1)  # sorted: order must not change rounding
+    said = _NGrams.of(responses)
+    shared = (said.held @ said.held.T).astype(np.float64)  # (M, M)
+    precision = shared / said.sizes[:, None]
+    brevity = np.minimum(1.0, np.exp(1.0 - said.sizes / said.sizes[:, None]))
+    gain = precision * brevity
+    scores: Floats = np.sort(gain, axis=1).mean(axis=1)  # sorted: order must not change rounding
     return scores
 
 
@@ -47,17 +57,18 @@ def select_diverse(
 ) -> Ints:
     """Choose n of M candidates, always the one of the largest value among those that are left.
 
-    The value is (1 - diversity) * rank of the score - diversity * largest likeness to a chosen one,
-    ranks from 0 for the lowest score to 1 for the highest, likeness from 0 to 1. A candidate whose
-    words are chosen already waits until no other is left. Equal values go to the higher score, then
-    to the lower index.
+    The value is (1 - w) * rank of the score - w * share of the candidate's words and pairs that a
+    chosen one has, ranks from 0 for the lowest score to 1 for the highest, w = 0.6 + 0.4 *
+    diversity: below 0.6 the ones of high consensus say the same, and are less varied than n that
+    are not chosen at all. A candidate whose words are chosen already waits until no other is left.
+    Equal values go to the higher score, then to the lower index.
 
     Args:
         scores: how good each candidate is, on any scale, (M,).
         responses: token ids of the M candidates, special ones left out.
         n: how many to choose, at most M.
-        diversity: 0 = off, the first n as they are; above it from the best ones that differ to 1 =
-            the best one, then whatever is least like those before.
+        diversity: 0 = off, the first n as they are; above it from what most agree on to 1 = the
+            best one, then whatever repeats least of those before.
 
     Returns:
         Indices of the chosen ones in the order of choice, (n,).
@@ -69,21 +80,21 @@ def select_diverse(
     _check(goodness, len(responses), n, diversity)
     if diversity == 0:
         return np.arange(n)
-    shared, sizes = _count_shared_bigrams(responses)
-    likeness = shared / np.minimum(sizes[:, None], sizes)  # (M, M)
+    said = _NGrams.of(responses)
     texts = [tuple(response) for response in responses]
-    worth = (1 - diversity) * _ranks(goodness)
-    nearest = np.zeros(len(texts))  # likeness to the most alike of those that are chosen
+    weight = _LEAST_WEIGHT + (1 - _LEAST_WEIGHT) * diversity
+    worth = (1 - weight) * _ranks(goodness)
+    used = np.zeros(said.held.shape[1], dtype=np.float32)  # whether a chosen one has the n-gram
     left = np.arange(len(texts))
     repeats = np.zeros(len(texts), dtype=bool)
     chosen: list[int] = []
     for _ in range(n):
-        value = worth - diversity * nearest
+        value = worth - weight * said.share_in(used)
         keys = (left, -goodness[left], -value[left], repeats[left])  # the last one comes first
         best = int(left[np.lexsort(keys)[0]])
         chosen.append(best)
         left = left[left != best]
-        nearest = np.maximum(nearest, likeness[best])
+        used = np.maximum(used, said.held[best])
         repeats |= [text == texts[best] for text in texts]
     return np.array(chosen)
 
@@ -107,13 +118,43 @@ def _ranks(scores: Floats) -> Floats:
     return ranks
 
 
-def _count_shared_bigrams(responses: Sequence[Sequence[int]]) -> tuple[Floats, Floats]:
-    """Count the different bigrams that two responses share, (M, M), and that each has, (M,)."""
-    bigrams: list[set[tuple[int, ...]]] = [
-        {*pairwise(response)} or {tuple(response)} for response in responses
-    ]
-    column = {bigram: place for place, bigram in enumerate(set().union(*bigrams))}
-    has = np.zeros((len(bigrams), len(column)), dtype=np.float32)  # whole numbers stay exact
-    for row, held in zip(has, bigrams, strict=True):
-        row[[column[bigram] for bigram in held]] = 1
-    return (has @ has.T).astype(np.float64), has.sum(axis=1, dtype=np.float64)
+@dataclass(frozen=True)
+class _NGrams:
+    """Words and pairs of M responses; the k-th time a response says one is a column of its own.
+
+    Attributes:
+        held: 1 where a response has a column's n-gram that often, else 0, (M, G).
+        first: column of the first time of each column's n-gram, (G,).
+    """
+
+    held: npt.NDArray[np.float32]  # sums of whole numbers stay exact
+    first: Ints
+
+    @classmethod
+    def of(cls, responses: Sequence[Sequence[int]]) -> _NGrams:
+        column: dict[tuple[Hashable, int], int] = {}
+        rows = []
+        for response in responses:
+            times: Counter[Hashable] = Counter()
+            row = []
+            for ngram in (
+                *response,
+                *(pairwise(response) if len(response) > 1 else [(*response,)]),
+            ):
+                row.append(column.setdefault((ngram, times[ngram]), len(column)))
+                times[ngram] += 1
+            rows.append(row)
+        held = np.zeros((len(rows), len(column)), dtype=np.float32)
+        for ones, row in zip(held, rows, strict=True):
+            ones[row] = 1
+        return cls(held, np.array([column[ngram, 0] for ngram, _ in column]))
+
+    @property
+    def sizes(self) -> Floats:
+        """How many words and pairs each response has, (M,)."""
+        counted: Floats = self.held.sum(axis=1, dtype=np.float64)
+        return counted
+
+    def share_in(self, used: npt.NDArray[np.float32]) -> Floats:
+        """Tell which share of each response's words and pairs is among those `used`, (M,)."""
+        return (self.held @ used[self.first]).astype(np.float64) / self.sizes

@@ -26,7 +26,7 @@ class Sampling:
     Attributes:
         num_responses: N.
         decoding: of each latent.
-        diversity: weight of dissimilarity among the chosen, 0 for the first N as drawn.
+        diversity: how much the chosen shun repetition, 0 for the first N as drawn.
         oversample: latents drawn for each response that is chosen, where diversity is above 0.
         seed: of all noise.
     """

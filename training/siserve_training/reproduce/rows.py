@@ -221,7 +221,7 @@ ROWS = (
         "si-cvae-diverse",
         "SI-CVAE, our recipe, diverse selection",
         "dialog-si-cvae",
-        evaluation={"diversity": 0.85},
+        evaluation={"diversity": 0.2},
         of="si-cvae",
         ours=True,
     ),
