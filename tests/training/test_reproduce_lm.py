@@ -12,6 +12,7 @@ from siserve.cli import run
 from siserve_training.config import TrainConfig, parse_setting, preset_values
 from siserve_training.reproduce.language import lm_rows, lm_scale, reproduce_lm
 from siserve_training.reproduce.runner import Job, Plan
+from siserve_training.reproduce.table import facts_of
 
 from .sentence_corpus import write_sentences
 
@@ -46,6 +47,17 @@ def test_the_papers_rows_are_those_of_table_2():
     assert len(printed) == 8
     assert printed["si-vae-ma"] == (32, 3.73, 9.20, 100.3, 88.51)
     assert printed["sa-vae-c"] == (None, None, 2.26, 108.7, None)
+
+
+def test_a_table_names_every_machine_that_its_runs_were_made_on(plan):
+    jobs = [Job(row, seed, plan) for seed in (0, 1) for row in lm_rows("small")[:2]]
+    for job in jobs:
+        job.folder.mkdir(parents=True)
+        device = "a GPU" if job.seed else "cpu"
+        job.machine.write_text(json.dumps({"device": device, "python": "3.12.3"}))
+    facts = facts_of(plan, (0, 1), jobs)
+    assert facts["device"] == "cpu; a GPU"
+    assert facts["python"] == "3.12.3"
 
 
 def write_result(job: Job, offset: float, warnings: list[str]) -> None:

@@ -156,7 +156,9 @@ def reproduce_lm(
     """
     jobs = [Job(row, seed, plan) for seed in seeds for row in rows]
     measured = measure(jobs, side_by_side, say)
-    facts = {k: v for k, v in facts_of(plan, seeds).items() if not k.startswith("word vectors")}
+    facts = {
+        k: v for k, v in facts_of(plan, seeds, jobs).items() if not k.startswith("word vectors")
+    }
     warnings = [
         f"{job.row.title}, seed {job.seed}: {warning}"
         for job in jobs

@@ -73,7 +73,7 @@ def reproduce_noise(
     """
     jobs = [Job(row, seed, plan) for seed in seeds for row in rows]
     measured = measure(jobs, side_by_side, say)
-    facts = facts_of(plan, seeds)
+    facts = facts_of(plan, seeds, jobs)
     content = {"facts": facts, "rows": [row.to_json() for row in measured]}
     write_atomically(plan.out / "noise.json", json.dumps(content, indent=2) + "\n")
     first = measured[0].values

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-
-import torch
-from siserve import __version__
 
 from siserve_training.config import TrainConfig
 from siserve_training.data.corpus import DialogCorpus
@@ -23,7 +18,7 @@ from siserve_training.reproduce.rows import Row
 from siserve_training.reproduce.runner import Job, Plan
 from siserve_training.tasks.prepared import spread
 
-__all__ = ["MeasuredRow", "collect_rows", "machine", "score_baselines"]
+__all__ = ["MeasuredRow", "collect_rows", "score_baselines"]
 
 _RESPONSES = 10
 _WIDTH = 40
@@ -127,25 +122,3 @@ def score_baselines(plan: Plan, seed: int = 0) -> list[MeasuredRow]:
         values |= {"recall_at_1_of_10": 0.1, "recall_at_1_of_20": 0.05}
         rows.append(MeasuredRow(name, _BASELINES[name], None, (seed,), values, {}))
     return rows
-
-
-def machine() -> dict[str, Any]:
-    """Tell what the runs ran on."""
-    has_gpu = torch.cuda.is_available()
-    return {
-        "processor": _processor(),
-        "cores": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name() if has_gpu else "cpu",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "siserve": __version__,
-    }
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

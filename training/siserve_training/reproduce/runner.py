@@ -22,8 +22,10 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
+from siserve_training.checkpoint import write_atomically
 from siserve_training.config import preset_values
 from siserve_training.errors import RunError
+from siserve_training.reproduce.machine import machine
 from siserve_training.reproduce.rows import Row, Scale
 
 __all__ = ["Job", "Plan", "run_jobs"]
@@ -84,6 +86,11 @@ class Job:
         return str(preset_values(f"{self.row.preset}{self.plan.scale.suffix}")["task"])
 
     @property
+    def machine(self) -> Path:
+        """File that says where it was last run."""
+        return self.folder / "machine.json"
+
+    @property
     def dump(self) -> Path:
         """File of the responses."""
         return self.folder / "responses.jsonl"
@@ -122,8 +129,16 @@ class Job:
 
     def values(self) -> dict[str, Any]:
         """Read the result."""
-        content: dict[str, Any] = json.loads(self.result.read_text(encoding="utf-8"))
-        return content
+        return _read(self.result)
+
+    def ran_on(self) -> dict[str, Any]:
+        """Read where it was last run; nothing if that was not noted."""
+        return _read(self.machine) if self.machine.is_file() else {}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
 
 
 def toml(value: object) -> str:
@@ -184,6 +199,7 @@ class Worker:
         if self.before is not None:
             self.before.result()
         self.job.folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.job.machine, json.dumps({**machine(), "cores": self.threads}))
         if not self.job.row.of:
             self.command(self.job.train_command(), "train.log")
         self.command(self.job.evaluate_command(), "evaluate.log")

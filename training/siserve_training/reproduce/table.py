@@ -15,14 +15,10 @@ from siserve_training.checkpoint import write_atomically
 from siserve_training.data.sentence_folder import SentenceFolder
 from siserve_training.errors import ConfigError
 from siserve_training.reproduce.examples import examples_page
+from siserve_training.reproduce.machine import machines
 from siserve_training.reproduce.page import results_page
 from siserve_training.reproduce.plots import plot_relevance_diversity
-from siserve_training.reproduce.results import (
-    MeasuredRow,
-    collect_rows,
-    machine,
-    score_baselines,
-)
+from siserve_training.reproduce.results import MeasuredRow, collect_rows, score_baselines
 from siserve_training.reproduce.rows import ROWS, SCALES, Row, Scale, pretrained_row
 from siserve_training.reproduce.runner import Job, Plan, run_jobs
 
@@ -139,7 +135,7 @@ def reproduce_dialog(
     measured = measure(jobs, side_by_side, say)
     say("scoring context-blind baselines")
     baselines = score_baselines(plan)
-    facts = facts_of(plan, seeds)
+    facts = facts_of(plan, seeds, jobs)
     content = {
         "facts": facts,
         "rows": [row.to_json() for row in measured],
@@ -175,8 +171,8 @@ def measure(
     return collect_rows(jobs)
 
 
-def facts_of(plan: Plan, seeds: Sequence[int]) -> dict[str, Any]:
-    """Tell what all runs of a table have in common, and what they ran on."""
+def facts_of(plan: Plan, seeds: Sequence[int], jobs: Sequence[Job]) -> dict[str, Any]:
+    """Tell what all runs of a table have in common, and on what machines they ran."""
     return {
         "scale": plan.scale.name,
         "settings of the scale": json.dumps(dict(plan.scale.settings)),
@@ -185,7 +181,7 @@ def facts_of(plan: Plan, seeds: Sequence[int]) -> dict[str, Any]:
         **({"vectors of the embedding scores": plan.vectors.name} if plan.vectors else {}),
         "word vectors at the start": plan.word_vectors.name if plan.word_vectors else "random",
         **({"max_steps": plan.max_steps} if plan.max_steps else {}),
-        **machine(),
+        **machines(job.ran_on() for job in jobs),
     }
 
 

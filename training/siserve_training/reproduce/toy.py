@@ -25,7 +25,7 @@ from siserve_training.methods.bound import draws_loss
 from siserve_training.models.draws import Noise, NoiseWidths
 from siserve_training.models.toy import SEQUENCES, ToyVAE
 from siserve_training.objectives.schedules import AuxRamp, BetaSchedule
-from siserve_training.reproduce.results import machine
+from siserve_training.reproduce.machine import machine
 from siserve_training.reproduce.toy_page import plot_latents, toy_page
 from siserve_training.tasks.prepared import TRAINING, VALIDATION, StepNoise
 
