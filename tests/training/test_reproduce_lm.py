@@ -110,6 +110,27 @@ def test_the_page_shows_means_intervals_the_papers_numbers_and_what_cannot_be(pl
     assert (plan.out / "lm-curves.png").stat().st_size > 10_000
 
 
+def test_finished_makes_the_table_of_what_has_finished_and_says_which_seeds(plan, capsys):
+    rows = [row for row in lm_rows("small") if row.name in ("vae-m", "si-vae-m", "vae-c")]
+    for row, seed in ((rows[0], 0), (rows[0], 1), (rows[1], 0)):
+        write_result(Job(row, seed, plan), 0.0, [])
+    options = ["--data", str(plan.data), "--out", str(plan.out), "--seeds", "0,1", "--finished"]
+    assert run(["reproduce", "lm", *options]) == 0
+    page = (plan.out / "lm.md").read_text()
+    whole, part = (row.title for row in rows[:2])
+    assert f"| {whole} | 3.000 ± 0.000 |" in page
+    assert f"| {part} (seed 0) | 3.000 |" in page
+    assert rows[2].title not in page
+    assert "--rows vae-m --seeds 0,1 " in page and "--rows si-vae-m --seeds 0 " in page
+    assert not Job(rows[2], 0, plan).folder.exists()
+
+
+def test_finished_without_any_run_says_so(plan, capsys):
+    options = ["--data", str(plan.data), "--out", str(plan.out), "--finished"]
+    assert run(["reproduce", "lm", *options]) == 2
+    assert "no run of these rows and seeds has ended" in capsys.readouterr().err
+
+
 def test_the_commands_of_a_row_train_and_measure_it(plan, capsys):
     plan = replace(plan, max_steps=2)
     row = next(row for row in lm_rows("small") if row.name == "vae-m")

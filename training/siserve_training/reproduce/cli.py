@@ -33,6 +33,9 @@ _Jobs = Annotated[int, typer.Option("--jobs", min=0, help="Runs at a time; 0 cho
 _MaxSteps = Annotated[
     int, typer.Option("--max-steps", min=0, help="End every run early, to try things out.")
 ]
+_Finished = Annotated[
+    bool, typer.Option("--finished", help="Run nothing; write the results of what has finished.")
+]
 _Contexts = Annotated[int, typer.Option("--contexts", min=0, help="Contexts answered; 0 for all.")]
 
 
@@ -52,6 +55,7 @@ def dialog(
     jobs: _Jobs = 0,
     max_steps: _MaxSteps = 0,
     contexts: _Contexts = 0,
+    finished: _Finished = False,
 ) -> None:
     """Train and score every row of Table 1; the same command again goes on where it ended.
 
@@ -68,7 +72,7 @@ def dialog(
 
     wanted = chosen_rows(rows, dialog_rows(context_encoder))
     plan = make_plan(scale_named(scale), data, out, vectors, word_vectors)
-    limited = with_limits(plan, max_steps, contexts)
+    limited = with_limits(plan, max_steps, contexts, finished)
     page = reproduce_dialog(limited, wanted, _numbers(seeds), jobs, _say)
     _say(f"results: {page}")
 
@@ -83,6 +87,7 @@ def noise(
     jobs: _Jobs = 0,
     max_steps: _MaxSteps = 0,
     contexts: _Contexts = 0,
+    finished: _Finished = False,
 ) -> None:
     """Train si-cvae with its noise in many forms, at small sizes, and measure how much is in use.
 
@@ -93,7 +98,7 @@ def noise(
 
     wanted = chosen_rows(rows, NOISE_ROWS)
     plan = make_plan(NOISE_SCALE, data, out, None, word_vectors)
-    limited = with_limits(plan, max_steps, contexts)
+    limited = with_limits(plan, max_steps, contexts, finished)
     page = reproduce_noise(limited, wanted, _numbers(seeds), jobs, _say)
     _say(f"results: {page}")
 
@@ -107,6 +112,7 @@ def lm(
     seeds: _Seeds = "0",
     jobs: _Jobs = 0,
     max_steps: _MaxSteps = 0,
+    finished: _Finished = False,
 ) -> None:
     """Train and measure every row of Table 2; the same command again goes on where it ended.
 
@@ -117,7 +123,7 @@ def lm(
 
     chosen = lm_scale(scale)
     wanted = chosen_rows(rows, lm_rows(scale))
-    plan = with_limits(make_plan(chosen, data, out, None, None), max_steps, 0)
+    plan = with_limits(make_plan(chosen, data, out, None, None), max_steps, 0, finished)
     _say(f"results: {reproduce_lm(plan, wanted, _numbers(seeds), jobs, _say)}")
 
 

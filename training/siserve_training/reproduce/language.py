@@ -16,8 +16,8 @@ from siserve_training.errors import ConfigError
 from siserve_training.reproduce.language_plots import plot_curves
 from siserve_training.reproduce.page import list_commands, list_facts, paper_table, table
 from siserve_training.reproduce.rows import PaperRow, Row, Scale
-from siserve_training.reproduce.runner import Job, Plan
-from siserve_training.reproduce.table import facts_of, measure
+from siserve_training.reproduce.runner import Plan
+from siserve_training.reproduce.table import facts_of, measure, table_jobs
 
 __all__ = ["lm_rows", "lm_scale", "reproduce_lm"]
 
@@ -154,7 +154,7 @@ def reproduce_lm(
     Raises:
         RunError: if a run fails.
     """
-    jobs = [Job(row, seed, plan) for seed in seeds for row in rows]
+    jobs = table_jobs(plan, rows, seeds)
     measured = measure(jobs, side_by_side, say)
     facts = {
         k: v for k, v in facts_of(plan, seeds, jobs).items() if not k.startswith("word vectors")
@@ -170,7 +170,7 @@ def reproduce_lm(
         "warnings": warnings,
     }
     write_atomically(plan.out / "lm.json", json.dumps(content, indent=2) + "\n")
-    plot_curves([job for job in jobs if job.seed == seeds[0]], plan.out)
+    plot_curves([job for job in jobs if job.seed == jobs[0].seed], plan.out)
     first = measured[0].values
     parts = [
         "# Table 2: language models on PTB",
@@ -187,7 +187,7 @@ def reproduce_lm(
         "\n".join(f"- {line}" for line in warnings)
         or "No row breaks MI <= KL or IWP <= PPL beyond noise.",
         "## Curves",
-        f"Of seed {seeds[0]}: numbers of the valid split, and the schedules.",
+        f"Of seed {jobs[0].seed}: numbers of the valid split, and the schedules.",
         "![Over training](lm-curves.svg)",
         "## Commands",
         list_commands(["lm", "--scale", plan.scale.name], measured, jobs),

@@ -14,8 +14,8 @@ from pathlib import Path
 from siserve_training.checkpoint import write_atomically
 from siserve_training.reproduce.page import NOISE, NOISE_TEXT, list_commands, list_facts, table
 from siserve_training.reproduce.rows import Row, Scale
-from siserve_training.reproduce.runner import Job, Plan
-from siserve_training.reproduce.table import facts_of, measure
+from siserve_training.reproduce.runner import Plan
+from siserve_training.reproduce.table import facts_of, measure, table_jobs
 
 __all__ = ["NOISE_ROWS", "NOISE_SCALE", "reproduce_noise"]
 
@@ -71,7 +71,7 @@ def reproduce_noise(
     Raises:
         RunError: if a run fails.
     """
-    jobs = [Job(row, seed, plan) for seed in seeds for row in rows]
+    jobs = table_jobs(plan, rows, seeds)
     measured = measure(jobs, side_by_side, say)
     facts = facts_of(plan, seeds, jobs)
     content = {"facts": facts, "rows": [row.to_json() for row in measured]}

@@ -158,9 +158,9 @@ def paper_table(rows: Sequence[MeasuredRow], columns: dict[str, str]) -> str:
         rows: measured.
         columns: title and metric of each, in the order of the paper's values.
     """
-    lines = _header(columns)
+    lines, seeds = _header(columns), _all_seeds(rows)
     for row in rows:
-        lines.append(_line(row, list(columns.values())))
+        lines.append(_line(row, list(columns.values()), seeds))
         for paper in row.row.paper if row.row else ():
             cells = " | ".join("" if v is None else f"*{v:g}*" for v in paper.values)
             lines.append(f"| *{paper.name} (paper)* | {cells} |")
@@ -176,15 +176,25 @@ def table(rows: Sequence[MeasuredRow], columns: dict[str, str]) -> str:
     """
     if not rows:
         return ""
-    return "\n".join([*_header(columns), *(_line(row, list(columns.values())) for row in rows)])
+    names, seeds = list(columns.values()), _all_seeds(rows)
+    return "\n".join([*_header(columns), *(_line(row, names, seeds) for row in rows)])
+
+
+def _all_seeds(rows: Sequence[MeasuredRow]) -> tuple[int, ...]:
+    """Return the training seeds of the row that has most of them."""
+    return max((row.seeds for row in rows if row.row), key=len, default=())
 
 
 def _header(columns: dict[str, str]) -> list[str]:
     return [f"| | {' | '.join(columns)} |", f"| --- |{' --- |' * len(columns)}"]
 
 
-def _line(row: MeasuredRow, names: Sequence[str]) -> str:
-    return f"| {row.title} | {' | '.join(_cell(row, name) for name in names)} |"
+def _line(row: MeasuredRow, names: Sequence[str], seeds: Sequence[int]) -> str:
+    """Write a row; one with fewer training seeds than others says which."""
+    title = row.title
+    if row.row and len(row.seeds) < len(seeds):
+        title += f" (seed {', '.join(map(str, row.seeds))})"
+    return f"| {title} | {' | '.join(_cell(row, name) for name in names)} |"
 
 
 def _cell(row: MeasuredRow, name: str) -> str:
@@ -214,14 +224,22 @@ def list_commands(
     rows = [row.row for row in measured if row.row is not None]
     if not rows or not jobs:
         return ""
-    plan, seeds = jobs[0].plan, ",".join(str(seed) for seed in measured[0].seeds)
+    plan, seeds = jobs[0].plan, _listed(_all_seeds(measured))
     encoder = next((row.context_encoder for row in rows if row.context_encoder), "")
     commands = {"The whole page": _command(study, plan, seeds, encoder)}
-    for row in rows:
-        wanted = ",".join(name for name in (row.of, row.name) if name)
-        command = _command(study, plan, seeds, row.context_encoder, wanted)
-        commands[f"{row.title}, all of its cells"] = command
+    for measured_row in measured:
+        row = measured_row.row
+        if row is not None:
+            wanted = ",".join(name for name in (row.of, row.name) if name)
+            command = _command(
+                study, plan, _listed(measured_row.seeds), row.context_encoder, wanted
+            )
+            commands[f"{row.title}, all of its cells"] = command
     return "\n".join(f"{title}:\n\n    {command}\n" for title, command in commands.items())
+
+
+def _listed(seeds: Sequence[int]) -> str:
+    return ",".join(str(seed) for seed in seeds)
 
 
 def _command(

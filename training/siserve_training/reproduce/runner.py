@@ -45,6 +45,7 @@ class Plan:
         word_vectors: GloVe text file that word vectors start from, None for random ones.
         max_steps: ends every run early, 0 for none.
         contexts: contexts that are answered, 0 for all.
+        only_finished: run nothing, and make the table of what has finished.
     """
 
     data: Path
@@ -54,6 +55,7 @@ class Plan:
     word_vectors: Path | None
     max_steps: int = 0
     contexts: int = 0
+    only_finished: bool = False
 
 
 @dataclass(frozen=True)

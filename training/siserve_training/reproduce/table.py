@@ -30,6 +30,7 @@ __all__ = [
     "measure",
     "reproduce_dialog",
     "scale_named",
+    "table_jobs",
     "with_limits",
 ]
 
@@ -131,7 +132,7 @@ def reproduce_dialog(
     Raises:
         RunError: if a run fails.
     """
-    jobs = [Job(row, seed, plan) for seed in seeds for row in rows]
+    jobs = table_jobs(plan, rows, seeds)
     measured = measure(jobs, side_by_side, say)
     say("scoring context-blind baselines")
     baselines = score_baselines(plan)
@@ -143,11 +144,26 @@ def reproduce_dialog(
     }
     write_atomically(plan.out / "dialog.json", json.dumps(content, indent=2) + "\n")
     plot_relevance_diversity(measured, baselines, plan.out)
-    of_first_seed = [job for job in jobs if job.seed == seeds[0]]
+    of_first_seed = [job for job in jobs if job.seed == jobs[0].seed]
     write_atomically(plan.out / "examples.md", examples_page(of_first_seed))
     page = plan.out / "dialog.md"
     write_atomically(page, results_page(measured, baselines, jobs, facts))
     return page
+
+
+def table_jobs(plan: Plan, rows: Sequence[Row], seeds: Sequence[int]) -> list[Job]:
+    """List the jobs of a table, by seed and then by row; of an only_finished one, those done.
+
+    Raises:
+        ConfigError: if none is.
+    """
+    jobs = [Job(row, seed, plan) for seed in seeds for row in rows]
+    if not plan.only_finished:
+        return jobs
+    done = [job for job in jobs if job.result.is_file()]
+    if not done:
+        raise ConfigError(f"--finished: no run of these rows and seeds has ended in {plan.out}")
+    return done
 
 
 def measure(
@@ -185,6 +201,6 @@ def facts_of(plan: Plan, seeds: Sequence[int], jobs: Sequence[Job]) -> dict[str,
     }
 
 
-def with_limits(plan: Plan, max_steps: int, contexts: int) -> Plan:
-    """Cut every run short, to try things out."""
-    return replace(plan, max_steps=max_steps, contexts=contexts)
+def with_limits(plan: Plan, max_steps: int, contexts: int, only_finished: bool) -> Plan:
+    """Cut every run short, to try things out, or run nothing."""
+    return replace(plan, max_steps=max_steps, contexts=contexts, only_finished=only_finished)
