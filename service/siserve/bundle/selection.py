@@ -118,17 +118,19 @@ def _ranks(scores: Floats) -> Floats:
     return ranks
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _NGrams:
     """Words and pairs of M responses; the k-th time a response says one is a column of its own.
 
     Attributes:
         held: 1 where a response has a column's n-gram that often, else 0, (M, G).
         first: column of the first time of each column's n-gram, (G,).
+        sizes: how many words and pairs each response has, (M,).
     """
 
     held: npt.NDArray[np.float32]  # sums of whole numbers stay exact
     first: Ints
+    sizes: Floats
 
     @classmethod
     def of(cls, responses: Sequence[Sequence[int]]) -> _NGrams:
@@ -137,23 +139,16 @@ class _NGrams:
         for response in responses:
             times: Counter[Hashable] = Counter()
             row = []
-            for ngram in (
-                *response,
-                *(pairwise(response) if len(response) > 1 else [(*response,)]),
-            ):
+            pairs = pairwise(response) if len(response) > 1 else [tuple(response)]
+            for ngram in (*response, *pairs):
                 row.append(column.setdefault((ngram, times[ngram]), len(column)))
                 times[ngram] += 1
             rows.append(row)
         held = np.zeros((len(rows), len(column)), dtype=np.float32)
         for ones, row in zip(held, rows, strict=True):
             ones[row] = 1
-        return cls(held, np.array([column[ngram, 0] for ngram, _ in column]))
-
-    @property
-    def sizes(self) -> Floats:
-        """How many words and pairs each response has, (M,)."""
-        counted: Floats = self.held.sum(axis=1, dtype=np.float64)
-        return counted
+        first = np.array([column[ngram, 0] for ngram, _ in column])
+        return cls(held, first, np.array([len(row) for row in rows], dtype=np.float64))
 
     def share_in(self, used: npt.NDArray[np.float32]) -> Floats:
         """Tell which share of each response's words and pairs is among those `used`, (M,)."""
