@@ -117,8 +117,8 @@ class Flight:
 
     def take(self, ended: Ended) -> None:
         """Keep a row that ended."""
-        self._done[ended.index] = ended.row
-        self._untold.append((ended.index, ended.row))
+        self._done[ended.place] = ended.row
+        self._untold.append((ended.place, ended.row))
         self._num_left -= 1
 
     def tell(self) -> None:

@@ -61,10 +61,10 @@ class Row(NamedTuple):
 
 
 class Ended(NamedTuple):
-    """A row that ended, and its index among those of its owner."""
+    """A row that ended, and its place among those of its owner."""
 
     owner: int
-    index: int
+    place: int
     row: Row
 
 
@@ -88,15 +88,16 @@ class RowTable:
         """Let rows start with the next chunk."""
         count, steps = new.uniform.shape
         self._widen(steps)
-        first = len(self)
-        fresh = np.zeros(count, self._records.dtype)
+        first, stop = len(self), len(self) + count
+        records = np.zeros(stop, self._records.dtype)
+        state = np.zeros((stop, self._sizes.state), np.float32)
+        records[:first], state[:first] = self._records, self._state
+        fresh = records[first:]
         for name in _GIVEN:
             fresh[name] = getattr(new, name)
-        fresh["token"] = self._tokens.start
+        fresh["token"], fresh["tokens"] = self._tokens.start, self._tokens.end
         fresh["uniform"][:, :steps] = new.uniform
-        self._records = np.concatenate([self._records, fresh])
-        state = np.zeros((count, self._sizes.state), np.float32)
-        self._state = np.concatenate([self._state, state])
+        self._records, self._state = records, state
         self._tell_start(first, new.c, new.z)
 
     def inputs(self, num_steps: int) -> dict[str, AnyArray]:
@@ -148,12 +149,11 @@ class RowTable:
 
     def _ended(self, rows: NDArray[Any]) -> list[Ended]:
         """Read rows that ended; what they said after the end mark or their limit does not count."""
-        steps = np.arange(rows["tokens"].shape[1])
-        is_end = (rows["tokens"] == self._tokens.end) & (steps < rows["limit"][:, None])
-        has_ended = is_end.any(axis=1)
-        lengths = np.where(has_ended, is_end.argmax(axis=1), rows["limit"])  # the end mark left out
-        counts = steps < (lengths + has_ended)[:, None]
-        log_probs = np.where(counts, rows["log_probs"], 0.0).sum(axis=1, dtype=np.float64)
+        is_told = np.arange(rows["tokens"].shape[1]) < rows["limit"][:, None]
+        is_word = is_told & (rows["tokens"] != self._tokens.end)  # none after an end mark
+        lengths = is_word.sum(axis=1)
+        has_ended = lengths < rows["limit"]
+        log_probs = rows["log_probs"].sum(axis=1, where=is_told, dtype=np.float64)  # 0 after it
         facts = zip(
             rows["owner"].tolist(),
             rows["index"].tolist(),
@@ -186,6 +186,7 @@ class RowTable:
         """Make room for so many steps of a row."""
         if width > self._records["tokens"].shape[1]:
             wide = np.zeros(len(self), _record(width))
+            wide["tokens"] = self._tokens.end
             for name in self._records.dtype.names or ():
                 held = self._records[name]
                 wide[name][..., : held.shape[-1]] = held
