@@ -3,7 +3,7 @@
 import asyncio
 import threading
 
-from siserve.serving.servicer import Post
+from siserve.serving.post import Post
 
 
 def test_what_is_sent_in_one_breath_wakes_the_loop_once(monkeypatch):
