@@ -69,47 +69,51 @@ class Ended(NamedTuple):
 
 
 class RowTable:
-    """Rows of one worker; new ones are put behind the others."""
+    """Rows of one worker: new ones are put behind the others, the last ones fill gaps.
+
+    So what a chunk moves is a row for each that ended, not all that go on.
+    """
 
     def __init__(self, manifest: Manifest) -> None:
         """Begin without rows."""
         self._tokens = manifest.tokens
         self._sizes = manifest.sizes
-        self._records = np.zeros(0, _record(manifest.limits.response_tokens))
+        self._room = np.zeros(0, _record(manifest.limits.response_tokens))
+        self._rows = self._room[:0]
         self._state = np.zeros((0, manifest.sizes.state), np.float32)
         self._c = np.zeros((0, manifest.sizes.context), np.float32)
         self._z = np.zeros((0, manifest.sizes.latent), np.float32)
 
     def __len__(self) -> int:
         """Count the rows that have not ended."""
-        return len(self._records)
+        return len(self._rows)
 
     def add(self, new: NewRows) -> None:
         """Let rows start with the next chunk."""
         count, steps = new.uniform.shape
-        self._widen(steps)
         first, stop = len(self), len(self) + count
-        records = np.zeros(stop, self._records.dtype)
-        state = np.zeros((stop, self._sizes.state), np.float32)
-        records[:first], state[:first] = self._records, self._state
-        fresh = records[first:]
+        self._reserve(stop, steps)
+        fresh = self._room[first:stop]
+        fresh[:] = np.zeros((), self._room.dtype)
         for name in _GIVEN:
             fresh[name] = getattr(new, name)
         fresh["token"], fresh["tokens"] = self._tokens.start, self._tokens.end
         fresh["uniform"][:, :steps] = new.uniform
-        self._records, self._state = records, state
-        self._tell_start(first, new.c, new.z)
+        self._rows = self._room[:stop]
+        state = np.zeros((count, self._sizes.state), np.float32)
+        self._state = np.concatenate([self._state, state])
+        self._c[first:stop], self._z[first:stop] = new.c, new.z
 
     def inputs(self, num_steps: int) -> dict[str, AnyArray]:
         """Return the decoder's inputs for the next chunk."""
-        rows, count = self._records, len(self)
-        self._widen(int(rows["step"].max()) + num_steps)
-        rows, uniform = self._records, self._records["uniform"]
+        count = len(self)
+        self._reserve(count, int(self._rows["step"].max()) + num_steps)
+        rows = self._rows
         return {
             "c": self._c[:count],
             "z": self._z[:count],
             "state": self._state,
-            "uniform": np.ascontiguousarray(uniform[self._places(num_steps)].T),
+            "uniform": np.ascontiguousarray(rows["uniform"][self._places(num_steps)].T),
             "forced": np.full((num_steps, count), -1),
             **{name: rows[name].copy() for name in ("token", "temperature", "top_k", "top_p")},
         }
@@ -120,9 +124,9 @@ class RowTable:
         Args:
             tokens: (K, R).
             log_probs: (K, R).
-            state: (R, H).
+            state: (R, H); it is the table's from now on.
         """
-        rows, places = self._records, self._places(len(tokens))
+        rows, places = self._rows, self._places(len(tokens))
         rows["tokens"][places], rows["log_probs"][places] = tokens.T, log_probs.T
         rows["step"] += len(tokens)
         rows["token"], self._state = tokens[-1], state
@@ -136,7 +140,7 @@ class RowTable:
     def remove(self, owners: Sequence[int]) -> None:
         """Let the rows of some requests go."""
         if owners:
-            self._keep(~np.isin(self._records["owner"], owners))
+            self._keep(~np.isin(self._rows["owner"], owners))
 
     def clear(self) -> None:
         """Let all rows go."""
@@ -144,7 +148,7 @@ class RowTable:
 
     def _places(self, num_steps: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Index the next steps of each row, (R, K)."""
-        steps = self._records["step"]
+        steps = self._rows["step"]
         return np.arange(len(steps))[:, None], steps[:, None] + np.arange(num_steps)
 
     def _ended(self, rows: NDArray[Any]) -> list[Ended]:
@@ -152,45 +156,45 @@ class RowTable:
         is_told = np.arange(rows["tokens"].shape[1]) < rows["limit"][:, None]
         is_word = is_told & (rows["tokens"] != self._tokens.end)  # none after an end mark
         lengths = is_word.sum(axis=1)
-        has_ended = lengths < rows["limit"]
         log_probs = rows["log_probs"].sum(axis=1, where=is_told, dtype=np.float64)  # 0 after it
+        said = rows["tokens"][is_word].tolist()
         facts = zip(
             rows["owner"].tolist(),
             rows["index"].tolist(),
-            rows["tokens"].tolist(),
+            lengths.cumsum().tolist(),
             lengths.tolist(),
             log_probs.tolist(),
-            has_ended.tolist(),
+            (lengths < rows["limit"]).tolist(),
             strict=True,
         )
         return [
-            Ended(owner, index, Row(tuple(tokens[:length]), log_prob, ended))
-            for owner, index, tokens, length, log_prob, ended in facts
+            Ended(owner, index, Row(tuple(said[stop - length : stop]), log_prob, has_ended))
+            for owner, index, stop, length, log_prob, has_ended in facts
         ]
 
-    def _keep(self, rows: NDArray[np.bool_]) -> None:
-        self._records, self._state = self._records[rows], self._state[rows]
+    def _keep(self, goes_on: NDArray[np.bool_]) -> None:
+        """Let rows go, and put the last ones into their places."""
+        count = int(goes_on.sum())
+        gaps, movers = np.flatnonzero(~goes_on[:count]), count + np.flatnonzero(goes_on[count:])
+        moved = self._rows[movers]
+        self._rows[gaps], self._state[gaps] = moved, self._state[movers]
+        if not moved["step"].all():  # of a row that has begun the decoder reads neither
+            self._c[gaps], self._z[gaps] = self._c[movers], self._z[movers]
+        self._rows, self._state = self._rows[:count], self._state[:count]
 
-    def _tell_start(self, first: int, c: AnyArray, z: AnyArray) -> None:
-        """Put c and z of new rows in their places: the decoder reads those of starting rows only.
-
-        So these two do not move with the rows; what is left of earlier ones is never read.
-        """
-        stop = first + len(c)
-        if stop > len(self._c):
-            room = max(stop, 2 * len(self._c), 64)
-            self._c, self._z = (_roomier(a, room) for a in (self._c, self._z))
-        self._c[first:stop], self._z[first:stop] = c, z
-
-    def _widen(self, width: int) -> None:
-        """Make room for so many steps of a row."""
-        if width > self._records["tokens"].shape[1]:
-            wide = np.zeros(len(self), _record(width))
-            wide["tokens"] = self._tokens.end
-            for name in self._records.dtype.names or ():
-                held = self._records[name]
-                wide[name][..., : held.shape[-1]] = held
-            self._records = wide
+    def _reserve(self, num_rows: int, width: int) -> None:
+        """Make room for so many rows, and for so many steps of each."""
+        room, held = len(self._room), self._room["tokens"].shape[1]
+        if num_rows <= room and width <= held:
+            return
+        room = room if num_rows <= room else max(num_rows, 2 * room, 64)
+        old, count = self._rows, len(self)
+        self._room = np.zeros(room, _record(max(width, held)))
+        self._rows = self._room[:count]
+        self._rows["tokens"] = self._tokens.end
+        for name in old.dtype.names or ():
+            self._rows[name][..., : old[name].shape[-1]] = old[name]
+        self._c, self._z = (_roomier(values, room) for values in (self._c, self._z))
 
 
 def _record(width: int) -> np.dtype[Any]:
