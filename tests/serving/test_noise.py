@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from siserve.serving.noise import Purpose, normals, philox, uniforms
+from siserve.serving.noise import Purpose, normals, normals_and_uniforms, philox, uniforms
 
 # Salmon et al. 2011: the known answers for philox4x32-10 published with the reference code
 # (Random123, kat_vectors): counter, key, result.
@@ -38,6 +38,15 @@ def test_a_row_draws_the_same_whoever_is_drawn_with_it():
     whole = uniforms(7, np.arange(9), 0, 12)
     assert np.array_equal(uniforms(7, rows, 5, 4), whole[5:9][:, rows])
     assert np.array_equal(normals(7, rows, 10), normals(7, np.arange(9), 10)[rows])
+
+
+def test_drawn_at_once_latents_and_steps_are_those_drawn_apart():
+    seeds, rows = np.array([0, 7, 2**64 - 1], dtype=np.uint64), np.array([6, 1, 4])
+    latents, steps = normals_and_uniforms(seeds, rows, 13, 9)
+    for at, seed in enumerate(map(int, seeds)):
+        row = rows[at : at + 1]
+        assert np.array_equal(latents[at : at + 1], normals(seed, row, 13))
+        assert np.array_equal(steps[:, at : at + 1], uniforms(seed, row, 0, 9))
 
 
 def test_a_longer_latent_begins_with_the_shorter_one():

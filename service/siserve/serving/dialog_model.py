@@ -32,6 +32,7 @@ from siserve.v1 import dialog_pb2
 
 __all__ = ["DialogModel"]
 
+_STOP, _LENGTH = dialog_pb2.FINISH_REASON_STOP, dialog_pb2.FINISH_REASON_LENGTH
 _WARM_UP = GenerationRequest(
     dialog=Dialog((Turn("A", "hello , how are you ?"),), "B"),
     n=DEFAULT_N,
@@ -253,9 +254,7 @@ class DialogModel:
             text=self.text.decode(row.tokens),
             log_prob=row.log_prob,
             num_tokens=len(row.tokens),
-            finish_reason=(
-                dialog_pb2.FINISH_REASON_STOP if row.ended else dialog_pb2.FINISH_REASON_LENGTH
-            ),
+            finish_reason=_STOP if row.ended else _LENGTH,
         )
 
 

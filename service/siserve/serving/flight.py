@@ -14,7 +14,7 @@ from siserve.bundle.manifest import Sizes
 from siserve.bundle.selection import consensus, select_diverse
 from siserve.serving import noise
 from siserve.serving.encoding import Context
-from siserve.serving.rows import Ended
+from siserve.serving.rows import Ended, Row
 from siserve.serving.sessions import AnyArray, Sessions
 
 __all__ = [
@@ -26,21 +26,6 @@ __all__ = [
     "latents",
     "rows_of",
 ]
-
-
-@dataclass(frozen=True)
-class Row:
-    """One response.
-
-    Attributes:
-        tokens: ids without special tokens.
-        log_prob: natural log probability of the tokens and, if it ended, of the end mark.
-        ended: whether the model ended it; False = cut at max_tokens.
-    """
-
-    tokens: tuple[int, ...]
-    log_prob: float
-    ended: bool
 
 
 @dataclass(frozen=True)
@@ -132,9 +117,8 @@ class Flight:
 
     def take(self, ended: Ended) -> None:
         """Keep a row that ended."""
-        row = Row(ended.tokens, ended.log_prob, ended.has_ended)
-        self._done[ended.index] = row
-        self._untold.append((ended.index, row))
+        self._done[ended.place] = ended.row
+        self._untold.append((ended.place, ended.row))
         self._num_left -= 1
 
     def tell(self) -> None:
@@ -165,30 +149,37 @@ def rows_of(
 
 
 def latents(
-    jobs: Sequence[Job], counts: Sequence[int], c: AnyArray, sessions: Sessions, sizes: Sizes
+    jobs: Sequence[Job],
+    owners: NDArray[np.int64],
+    c: AnyArray,
+    eps_z: AnyArray,
+    sessions: Sessions,
+    sizes: Sizes,
 ) -> AnyArray:
     """Draw z for each row of some jobs, from the prior or around the response that is varied.
 
     Args:
         jobs: those that are to start together.
-        counts: rows of each.
+        owners: place of each row's job among them, (R,).
         c: of each row, (R, C).
+        eps_z: noise of each row's prior, (R, P).
         sessions: the graphs.
         sizes: of the model.
 
     Returns:
         (R, D).
     """
-    owners, index, seeds = rows_of(jobs, counts)
-    from_prior = np.array([job.variation is None for job in jobs])[owners]
+    varied = [number for number, job in enumerate(jobs) if job.variation is not None]
+    if not varied:
+        (z,) = sessions.prior.run({"c": c, "eps_z": eps_z})
+        return z
     z = np.zeros((len(owners), sizes.latent), np.float32)
+    from_prior = ~np.isin(owners, varied)
     if from_prior.any():
-        drawn = (seeds[from_prior], index[from_prior])
-        eps_z = noise.normals(*drawn, sizes.prior_noise)  # (R, P)
-        (z[from_prior],) = sessions.prior.run({"c": c[from_prior], "eps_z": eps_z})
-    for number, job in enumerate(jobs):
+        (z[from_prior],) = sessions.prior.run({"c": c[from_prior], "eps_z": eps_z[from_prior]})
+    for number in varied:
+        job, mine = jobs[number], owners == number
         if job.variation is not None:
-            mine = owners == number
             z[mine] = _around(job.variation, job.seed, c[mine], sessions, sizes)
     return z
 

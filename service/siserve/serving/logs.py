@@ -27,6 +27,8 @@ def start_log(format: Format) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.INFO)
+    # What no line tells is not found out for each of them.
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
 
 
 def log_call(method: str, code: str, seconds: float, facts: dict[str, Any]) -> None:
@@ -34,11 +36,23 @@ def log_call(method: str, code: str, seconds: float, facts: dict[str, Any]) -> N
     level = logging.ERROR if code in ("INTERNAL", "UNKNOWN") else logging.INFO
     if _calls.isEnabledFor(level):
         told = {"method": method, "code": code, "seconds": round(seconds, 6), **facts}
-        _calls.log(level, "call", extra={"facts": told})
+        # Made here: Logger.log() would look through the stack for who calls.
+        record = logging.LogRecord(_calls.name, level, "", 0, "call", None, None)
+        record.facts = told
+        _calls.handle(record)
 
 
 class _Text(logging.Formatter):
     """Time and level, what is said, and facts as NAME=VALUE."""
+
+    _second, _written = 0, ""
+
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
+        """Write the time as `logging` does; of the calls of one second the same is written once."""
+        if self._second != int(record.created):
+            self._second = int(record.created)
+            self._written = super().formatTime(record, self.default_time_format)
+        return f"{self._written},{int(record.msecs):03d}"
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         """Write a record on one line; the trace of an error comes below it."""

@@ -6,6 +6,8 @@ those that are served.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import prometheus_client
@@ -111,6 +113,10 @@ class Metrics:
             ["model", "version", "device"],
             registry=registry,
         )
+        # Looked up by their labels once: that takes as long as to count.
+        self._of_call = cache(self._requests.labels)
+        self._of_method = cache(self._request_seconds.labels)
+        self._of_model = cache(self._for_model)
 
     def certificate_taken(self, expires: float) -> None:
         """Tell when the certificate that is in use from now on expires, seconds since 1970."""
@@ -133,8 +139,7 @@ class Metrics:
             version = model.bundle.manifest.version
             is_current = model in models.current
             self._model_info.labels(model.name, version, model.device).set(is_current)
-            for metric in (self._responses, self._tokens, self._response_tokens, *self._distinct):
-                metric.labels(model.name)
+            self._of_model(model.name)
 
     def load_ended(self, result: Literal["served", "refused"]) -> None:
         """Count a bundle that came while the server ran."""
@@ -142,9 +147,9 @@ class Metrics:
 
     def call_answered(self, method: str, code: str, seconds: float, trace_id: str = "") -> None:
         """Count a call, whatever came of it; a trace goes with its time as an exemplar."""
-        self._requests.labels(method, code).inc()
+        self._of_call(method, code).inc()
         exemplar = {"trace_id": trace_id} if trace_id else None
-        self._request_seconds.labels(method).observe(seconds, exemplar)
+        self._of_method(method).observe(seconds, exemplar)
 
     def timed(self, timings: dialog_pb2.Timings) -> None:
         """Observe the stages of one request."""
@@ -155,12 +160,33 @@ class Metrics:
     def generated(self, model: str, reply: dialog_pb2.GenerateResponsesResponse) -> None:
         """Observe the stages and the result of one generation."""
         self.timed(reply.timings)
-        self._responses.labels(model).inc(len(reply.responses))
-        self._tokens.labels(model).inc(sum(r.num_tokens for r in reply.responses))
-        self._distinct[0].labels(model).observe(reply.distinct_1)
-        self._distinct[1].labels(model).observe(reply.distinct_2)
-        for response in reply.responses:
-            self._response_tokens.labels(model).observe(response.num_tokens)
+        counted, lengths = self._of_model(model), [each.num_tokens for each in reply.responses]
+        counted.responses.inc(len(lengths))
+        counted.tokens.inc(sum(lengths))
+        for distinct, share in zip(
+            counted.distinct, (reply.distinct_1, reply.distinct_2), strict=True
+        ):
+            distinct.observe(share)
+        for length in lengths:
+            counted.response_tokens.observe(length)
+
+    def _for_model(self, model: str) -> _OfModel:
+        return _OfModel(
+            self._responses.labels(model),
+            self._tokens.labels(model),
+            self._response_tokens.labels(model),
+            tuple(distinct.labels(model) for distinct in self._distinct),
+        )
+
+
+@dataclass(frozen=True)
+class _OfModel:
+    """What is counted for each model."""
+
+    responses: Counter
+    tokens: Counter
+    response_tokens: Histogram
+    distinct: tuple[Histogram, ...]
 
 
 class EngineGauges:

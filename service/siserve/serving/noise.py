@@ -12,12 +12,15 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Purpose", "Seeds", "normals", "philox", "uniforms"]
+__all__ = ["Purpose", "Seeds", "normals", "normals_and_uniforms", "philox", "uniforms"]
 
 _MULTIPLIERS = np.array([0xD2511F53, 0xCD9E8D57], dtype=np.uint64)
 _KEY_STEPS = np.array([0x9E3779B9, 0xBB67AE85], dtype=np.uint64)
+_ROUNDS = np.arange(10, dtype=np.uint64)[:, None] * _KEY_STEPS  # (10, 2)
 _LOW = np.uint64(0xFFFFFFFF)
 _HALF = np.uint64(32)
+
+Words = NDArray[np.uint64]
 
 
 #: One seed, or one for each response, (R,) uint64.
@@ -33,7 +36,7 @@ class Purpose(IntEnum):
     LAMBDA = 3
 
 
-def philox(counter: NDArray[np.uint64], seed: Seeds) -> NDArray[np.uint64]:
+def philox(counter: Words, seed: Seeds) -> Words:
     """Mix counters with keys by ten rounds.
 
     Args:
@@ -43,20 +46,9 @@ def philox(counter: NDArray[np.uint64], seed: Seeds) -> NDArray[np.uint64]:
     Returns:
         Four 32-bit words for each counter, (..., 4).
     """
-    x0, x1, x2, x3 = (counter[..., i].astype(np.uint64) for i in range(4))
-    keys = np.asarray(seed, dtype=np.uint64)
-    key0, key1 = keys & _LOW, keys >> _HALF
-    for _ in range(10):
-        product0 = _MULTIPLIERS[0] * x0
-        product1 = _MULTIPLIERS[1] * x2
-        x0, x1, x2, x3 = (
-            (product1 >> _HALF) ^ x1 ^ key0,
-            product1 & _LOW,
-            (product0 >> _HALF) ^ x3 ^ key1,
-            product0 & _LOW,
-        )
-        key0, key1 = (key0 + _KEY_STEPS[0]) & _LOW, (key1 + _KEY_STEPS[1]) & _LOW
-    return np.stack([x0, x1, x2, x3], axis=-1)
+    words = np.moveaxis(counter, -1, 0)
+    even, odd = _mix(words[0::2], words[1::2], seed)
+    return np.stack([even[0], odd[0], even[1], odd[1]], axis=-1)
 
 
 def uniforms(
@@ -74,8 +66,8 @@ def uniforms(
         Multiples of 2^-24, (num_steps, R).
     """
     steps = np.arange(first_step, first_step + num_steps)
-    words = philox(_counters(steps[:, None], responses[None, :], Purpose.TOKEN), seed)  # (K, R, 4)
-    return ((words[..., 0] >> np.uint64(8)) * 2.0**-24).astype(np.float32)
+    even, _ = _draw(seed, responses, steps, Purpose.TOKEN)
+    return _as_uniforms(even)
 
 
 def normals(
@@ -92,22 +84,77 @@ def normals(
     Returns:
         Independent N(0, 1) numbers, (R, size).
     """
-    blocks = np.arange(-(-size // 4))
-    keys = seed if isinstance(seed, int) else seed[:, None]
-    words = philox(_counters(blocks[None, :], responses[:, None], purpose), keys)  # (R, blocks, 4)
-    radius = np.sqrt(-2.0 * np.log((words[..., 0::2] + 1.0) * 2.0**-32))  # (R, blocks, 2)
-    angle = 2.0 * np.pi * (words[..., 1::2] * 2.0**-32)
-    pairs = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=-1)
-    flat = pairs.reshape(len(responses), -1)[:, :size]  # (R, size)
-    return flat.astype(np.float32)
+    return _as_normals(*_draw(seed, responses, np.arange(_blocks(size)), purpose), size)
 
 
-def _counters(
-    first: NDArray[np.int64], responses: NDArray[np.int64], purpose: Purpose
-) -> NDArray[np.uint64]:
-    first, responses = np.broadcast_arrays(first, responses)
-    counters = np.zeros((*first.shape, 4), dtype=np.uint64)
-    counters[..., 0] = first
-    counters[..., 1] = responses
-    counters[..., 2] = purpose
-    return counters
+def normals_and_uniforms(
+    seed: Seeds, responses: NDArray[np.int64], size: int, num_steps: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Draw the latent noise of responses and what they take at their first steps.
+
+    The same numbers as `normals` and `uniforms` give, in half of the operations, whose number, not
+    their length, is what a few rows cost.
+
+    Returns:
+        (R, size) and (num_steps, R).
+    """
+    blocks = _blocks(size)
+    first = np.concatenate([np.arange(blocks), np.arange(num_steps)])
+    purposes = np.repeat([Purpose.LATENT, Purpose.TOKEN], [blocks, num_steps])
+    even, odd = _draw(seed, responses, first, purposes)
+    return (
+        _as_normals(even[..., :blocks], odd[..., :blocks], size),
+        _as_uniforms(even[..., blocks:]),
+    )
+
+
+def _blocks(size: int) -> int:
+    """Count the counters of a vector: each gives four numbers."""
+    return -(-size // 4)
+
+
+def _draw(
+    seed: Seeds,
+    responses: NDArray[np.int64],
+    first: NDArray[np.int64],
+    purposes: Purpose | NDArray[np.int64],
+) -> tuple[Words, Words]:
+    """Mix the counter (first, response, purpose, 0) of each response and each `first`.
+
+    Returns:
+        Words 0 and 2, and words 1 and 3, each (2, R, N).
+    """
+    even = np.zeros((2, 1, len(first)), np.uint64)
+    even[0], even[1] = first, purposes
+    odd = np.zeros((2, len(responses), 1), np.uint64)
+    odd[0, :, 0] = responses
+    return _mix(even, odd, seed if isinstance(seed, int) else seed[:, None])
+
+
+def _mix(even: Words, odd: Words, seed: Seeds) -> tuple[Words, Words]:
+    """Mix counters, given and returned as words 0 and 2 and words 1 and 3, each (2, ...)."""
+    key = np.asarray(seed, dtype=np.uint64)
+    axes = (1,) * (even.ndim - 1)
+    keys = np.stack([key & _LOW, key >> _HALF]).reshape(2, *axes[key.ndim :], *key.shape)
+    multipliers = _MULTIPLIERS.reshape(2, *axes)
+    for round_key in (keys + _ROUNDS.reshape(10, 2, *axes)) & _LOW:
+        product = multipliers * even
+        even = (product >> _HALF)[::-1] ^ odd ^ round_key
+        odd = (product & _LOW)[::-1]
+    return even, odd
+
+
+def _as_uniforms(even: Words) -> NDArray[np.float32]:
+    """Turn words 0 of counters (2, R, K) into numbers in [0, 1), (K, R)."""
+    drawn: NDArray[np.float32] = ((even[0].T >> np.uint64(8)) * 2.0**-24).astype(np.float32)
+    return drawn
+
+
+def _as_normals(even: Words, odd: Words, size: int) -> NDArray[np.float32]:
+    """Turn the words of counters (2, R, blocks) into normal numbers, (R, size)."""
+    radius = np.sqrt(-2.0 * np.log((even + 1.0) * 2.0**-32))
+    angle = 2.0 * np.pi * (odd * 2.0**-32)
+    drawn = np.empty((*even.shape[1:], 4), np.float32)  # (R, blocks, 4)
+    drawn[..., 0::2] = np.moveaxis(radius * np.cos(angle), 0, -1)
+    drawn[..., 1::2] = np.moveaxis(radius * np.sin(angle), 0, -1)
+    return drawn.reshape(len(drawn), -1)[:, :size]

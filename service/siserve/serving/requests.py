@@ -24,6 +24,7 @@ __all__ = [
     "check_dialog",
     "check_request",
     "check_size",
+    "num_bytes",
     "parse",
     "within",
 ]
@@ -194,14 +195,16 @@ def _check_context(context: Sequence[Utterance], limits: RequestLimits) -> None:
         )
     total = 0
     for index, utterance in enumerate(context):
-        check_size(f"context[{index}].speaker", utterance.speaker, limits.max_name_bytes)
-        total += len(utterance.text.encode())
+        speaker, text = utterance.speaker, utterance.text
+        if 4 * len(speaker) > limits.max_name_bytes:  # its name is written only if need be
+            check_size(f"context[{index}].speaker", speaker, limits.max_name_bytes)
+        total += num_bytes(text)
         if total > limits.max_text_bytes:
             raise InvalidRequest(
                 f"context[{index}].text",
                 f"brings the text to more than {limits.max_text_bytes} bytes; send less of it",
             )
-        if not utterance.text.strip():
+        if not text or text.isspace():
             raise InvalidRequest(f"context[{index}].text", "is empty; leave such a turn out")
 
 
@@ -211,9 +214,14 @@ def check_size(field: str, value: str, max_bytes: int) -> None:
     Raises:
         InvalidRequest: naming the field, if it is longer.
     """
-    size = len(value.encode())
+    size = num_bytes(value)
     if size > max_bytes:
         raise InvalidRequest(field, f"has {size} bytes, at most {max_bytes} are taken")
+
+
+def num_bytes(text: str) -> int:
+    """Count bytes of UTF-8."""
+    return len(text) if text.isascii() else len(text.encode())
 
 
 def _number(

@@ -1,13 +1,14 @@
 """The table of rows in flight: one response each, of all requests that a worker has.
 
-Rows lie side by side in arrays, so that what a chunk takes and gives costs a few operations on
-arrays, however many requests the rows belong to.
+A row is a record, and records lie side by side in one array, so that what a chunk takes and gives
+costs a few operations on arrays, however many requests the rows belong to.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,9 @@ from numpy.typing import NDArray
 from siserve.bundle.manifest import Manifest
 from siserve.serving.sessions import AnyArray
 
-__all__ = ["Ended", "NewRows", "RowTable"]
+__all__ = ["Ended", "NewRows", "Row", "RowTable"]
+
+_GIVEN = ("owner", "index", "limit", "temperature", "top_k", "top_p")
 
 
 @dataclass(frozen=True)
@@ -43,77 +46,76 @@ class NewRows:
     top_p: NDArray[np.float32]
 
 
-@dataclass(frozen=True)
-class Ended:
-    """A row that ended.
+class Row(NamedTuple):
+    """One response.
 
     Attributes:
-        index: among the rows of its owner.
-        tokens: ids without the end mark.
-        log_prob: of these tokens and, if it ended, of the end mark, in nats.
-        has_ended: whether the model ended it; False = cut at its limit.
+        tokens: ids without special tokens.
+        log_prob: natural log probability of the tokens and, if it ended, of the end mark.
+        ended: whether the model ended it; False = cut at its limit.
     """
 
-    owner: int
-    index: int
     tokens: tuple[int, ...]
     log_prob: float
-    has_ended: bool
+    ended: bool
+
+
+class Ended(NamedTuple):
+    """A row that ended, and its place among those of its owner."""
+
+    owner: int
+    place: int
+    row: Row
 
 
 class RowTable:
-    """Rows of one worker; new ones are put behind the others."""
+    """Rows of one worker: new ones are put behind the others, the last ones fill gaps.
+
+    So what a chunk moves is a row for each that ended, not all that go on.
+    """
 
     def __init__(self, manifest: Manifest) -> None:
         """Begin without rows."""
         self._tokens = manifest.tokens
-        self._kept: dict[str, AnyArray] = {}
+        self._sizes = manifest.sizes
+        self._room = np.zeros(0, _record(manifest.limits.response_tokens))
+        self._rows = self._room[:0]
+        self._state = np.zeros((0, manifest.sizes.state), np.float32)
         self._c = np.zeros((0, manifest.sizes.context), np.float32)
         self._z = np.zeros((0, manifest.sizes.latent), np.float32)
-        self._sizes = manifest.sizes
-        self._width = manifest.limits.response_tokens
 
     def __len__(self) -> int:
         """Count the rows that have not ended."""
-        return len(self._kept["token"]) if self._kept else 0
+        return len(self._rows)
 
     def add(self, new: NewRows) -> None:
         """Let rows start with the next chunk."""
         count, steps = new.uniform.shape
-        if steps > self._width:
-            self._widen(steps)
-        uniform = np.zeros((count, self._width), np.float32)
-        uniform[:, :steps] = new.uniform
-        fresh: dict[str, AnyArray] = {
-            "state": np.zeros((count, self._sizes.state), np.float32),
-            "token": np.full(count, self._tokens.start),
-            "temperature": new.temperature,
-            "top_k": new.top_k,
-            "top_p": new.top_p,
-            "uniform": uniform,
-            "step": np.zeros(count, np.int64),
-            "limit": new.limit,
-            "owner": new.owner,
-            "index": new.index,
-            "tokens": np.full((count, self._width), self._tokens.end),
-            "log_probs": np.zeros((count, self._width), np.float32),
-        }
-        first = len(self)
-        if first:
-            fresh = {name: np.concatenate([self._kept[name], fresh[name]]) for name in fresh}
-        self._kept = fresh
-        self._tell_start(first, new.c, new.z)
+        first, stop = len(self), len(self) + count
+        self._reserve(stop, steps)
+        fresh = self._room[first:stop]
+        fresh[:] = np.zeros((), self._room.dtype)
+        for name in _GIVEN:
+            fresh[name] = getattr(new, name)
+        fresh["token"], fresh["tokens"] = self._tokens.start, self._tokens.end
+        fresh["uniform"][:, :steps] = new.uniform
+        self._rows = self._room[:stop]
+        state = np.zeros((count, self._sizes.state), np.float32)
+        self._state = np.concatenate([self._state, state])
+        self._c[first:stop], self._z[first:stop] = new.c, new.z
 
     def inputs(self, num_steps: int) -> dict[str, AnyArray]:
         """Return the decoder's inputs for the next chunk."""
-        kept, rows = self._kept, len(self)
-        steps = np.minimum(kept["step"][:, None] + np.arange(num_steps), self._width - 1)  # (R, K)
+        count = len(self)
+        self._reserve(count, int(self._rows["step"].max()) + num_steps)
+        rows = self._rows
         return {
-            "c": self._c[:rows],
-            "z": self._z[:rows],
-            "uniform": np.take_along_axis(kept["uniform"], steps, axis=1).T,
-            "forced": np.full((num_steps, rows), -1),
-            **{name: kept[name] for name in ("state", "token", "temperature", "top_k", "top_p")},
+            "c": self._c[:count],
+            "z": self._z[:count],
+            "state": self._state,
+            "uniform": np.ascontiguousarray(rows["uniform"][self._places(num_steps)].T),
+            "forced": np.full((num_steps, count), -1),
+            **{name: rows[name].copy() for name in ("token", "temperature", "top_k", "top_p")},
         }
 
     def advance(self, tokens: AnyArray, log_probs: AnyArray, state: AnyArray) -> list[Ended]:
@@ -122,73 +124,85 @@ class RowTable:
         Args:
             tokens: (K, R).
             log_probs: (K, R).
-            state: (R, H).
+            state: (R, H); it is the table's from now on.
         """
-        kept, num_steps = self._kept, len(tokens)
-        places = kept["step"][:, None] + np.arange(num_steps)  # (R, K)
-        rows, steps = np.nonzero(places < kept["limit"][:, None])
-        kept["tokens"][rows, places[rows, steps]] = tokens.T[rows, steps]
-        kept["log_probs"][rows, places[rows, steps]] = log_probs.T[rows, steps]
-        kept["step"] = np.minimum(kept["step"] + num_steps, kept["limit"])
-        kept["token"], kept["state"] = tokens[-1], state
-        goes_on = (tokens[-1] != self._tokens.end) & (kept["step"] < kept["limit"])
+        rows, places = self._rows, self._places(len(tokens))
+        rows["tokens"][places], rows["log_probs"][places] = tokens.T, log_probs.T
+        rows["step"] += len(tokens)
+        rows["token"], self._state = tokens[-1], state
+        goes_on = (tokens[-1] != self._tokens.end) & (rows["step"] < rows["limit"])
         if goes_on.all():
             return []
-        ended = self._ended(~goes_on)
+        ended = self._ended(rows[~goes_on])
         self._keep(goes_on)
         return ended
 
     def remove(self, owners: Sequence[int]) -> None:
         """Let the rows of some requests go."""
-        if owners and self._kept:
-            self._keep(~np.isin(self._kept["owner"], owners))
+        if owners:
+            self._keep(~np.isin(self._rows["owner"], owners))
 
     def clear(self) -> None:
         """Let all rows go."""
-        self._kept = {}
+        self._keep(np.zeros(len(self), bool))
 
-    def _ended(self, rows: NDArray[np.bool_]) -> list[Ended]:
-        kept = {name: self._kept[name][rows] for name in ("owner", "index", "tokens", "step")}
-        is_end = kept["tokens"] == self._tokens.end
-        is_end &= np.arange(self._width) < kept["step"][:, None]
-        has_ended = is_end.any(axis=1)
-        lengths = np.where(has_ended, is_end.argmax(axis=1), kept["step"])  # the end mark left out
-        counts = np.arange(self._width) < (lengths + has_ended)[:, None]
-        log_probs = np.where(counts, self._kept["log_probs"][rows], 0.0)
+    def _places(self, num_steps: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Index the next steps of each row, (R, K)."""
+        steps = self._rows["step"]
+        return np.arange(len(steps))[:, None], steps[:, None] + np.arange(num_steps)
+
+    def _ended(self, rows: NDArray[Any]) -> list[Ended]:
+        """Read rows that ended; what they said after the end mark or their limit does not count."""
+        is_told = np.arange(rows["tokens"].shape[1]) < rows["limit"][:, None]
+        is_word = is_told & (rows["tokens"] != self._tokens.end)  # none after an end mark
+        lengths = is_word.sum(axis=1)
+        log_probs = rows["log_probs"].sum(axis=1, where=is_told, dtype=np.float64)  # 0 after it
+        said = rows["tokens"][is_word].tolist()
         facts = zip(
-            kept["owner"].tolist(),
-            kept["index"].tolist(),
-            kept["tokens"].tolist(),
+            rows["owner"].tolist(),
+            rows["index"].tolist(),
+            lengths.cumsum().tolist(),
             lengths.tolist(),
-            log_probs.sum(axis=1, dtype=np.float64).tolist(),
-            has_ended.tolist(),
+            log_probs.tolist(),
+            (lengths < rows["limit"]).tolist(),
             strict=True,
         )
         return [
-            Ended(owner, index, tuple(tokens[:length]), log_prob, ended)
-            for owner, index, tokens, length, log_prob, ended in facts
+            Ended(owner, index, Row(tuple(said[stop - length : stop]), log_prob, has_ended))
+            for owner, index, stop, length, log_prob, has_ended in facts
         ]
 
-    def _keep(self, rows: NDArray[np.bool_]) -> None:
-        self._kept = {name: values[rows] for name, values in self._kept.items()}
+    def _keep(self, goes_on: NDArray[np.bool_]) -> None:
+        """Let rows go, and put the last ones into their places."""
+        count = int(goes_on.sum())
+        gaps, movers = np.flatnonzero(~goes_on[:count]), count + np.flatnonzero(goes_on[count:])
+        moved = self._rows[movers]
+        self._rows[gaps], self._state[gaps] = moved, self._state[movers]
+        if not moved["step"].all():  # of a row that has begun the decoder reads neither
+            self._c[gaps], self._z[gaps] = self._c[movers], self._z[movers]
+        self._rows, self._state = self._rows[:count], self._state[:count]
 
-    def _tell_start(self, first: int, c: AnyArray, z: AnyArray) -> None:
-        """Put c and z of new rows in their places: the decoder reads those of starting rows only.
+    def _reserve(self, num_rows: int, width: int) -> None:
+        """Make room for so many rows, and for so many steps of each."""
+        room, held = len(self._room), self._room["tokens"].shape[1]
+        if num_rows <= room and width <= held:
+            return
+        room = room if num_rows <= room else max(num_rows, 2 * room, 64)
+        old, count = self._rows, len(self)
+        self._room = np.zeros(room, _record(max(width, held)))
+        self._rows = self._room[:count]
+        self._rows["tokens"] = self._tokens.end
+        for name in old.dtype.names or ():
+            self._rows[name][..., : old[name].shape[-1]] = old[name]
+        self._c, self._z = (_roomier(values, room) for values in (self._c, self._z))
 
-        So these two do not move with the rows; what is left of earlier ones is never read.
-        """
-        stop = first + len(c)
-        if stop > len(self._c):
-            room = max(stop, 2 * len(self._c), 64)
-            self._c, self._z = (_roomier(a, room) for a in (self._c, self._z))
-        self._c[first:stop], self._z[first:stop] = c, z
 
-    def _widen(self, width: int) -> None:
-        for name in ("uniform", "tokens", "log_probs"):
-            if self._kept:
-                more = [(0, 0), (0, width - self._width)]
-                self._kept[name] = np.pad(self._kept[name], more)
-        self._width = width
+def _record(width: int) -> np.dtype[Any]:
+    """What is kept of a row between two chunks, with room for `width` steps."""
+    numbers = [(name, np.int64) for name in ("owner", "index", "limit", "step", "token", "top_k")]
+    shares = [(name, np.float32) for name in ("temperature", "top_p")]
+    of_steps = [("uniform", np.float32), ("log_probs", np.float32), ("tokens", np.int64)]
+    return np.dtype([*numbers, *shares, *((name, kind, (width,)) for name, kind in of_steps)])
 
 
 def _roomier(values: AnyArray, rows: int) -> AnyArray:

@@ -16,7 +16,8 @@ from siserve.serving.flight import Row, Variation
 from siserve.serving.metrics import Metrics
 from siserve.serving.models import Models
 from siserve.serving.options import ServerOptions
-from siserve.serving.requests import GenerationRequest
+from siserve.serving.post import Post
+from siserve.serving.requests import GenerationRequest, num_bytes
 from siserve.v1 import dialog_pb2
 
 __all__ = ["DialogServicer"]
@@ -46,6 +47,7 @@ class DialogServicer:
         self._metrics = metrics
         self._options = options
         self._limiter = RateLimiter(options.rate)
+        self._post = Post()
 
     def check_room(self) -> None:
         """Refuse a call before it is read, if no model has room for a response.
@@ -87,11 +89,10 @@ class DialogServicer:
             request = model.check(message.generate)
         _note_request(call, model, request)
         self._limiter.take(call.caller.name, request.n)
-        loop = asyncio.get_running_loop()
         complete: asyncio.Queue[Sequence[tuple[int, Row]]] = asyncio.Queue()
 
         def put(rows: Sequence[tuple[int, Row]]) -> None:  # in the engine's thread
-            loop.call_soon_threadsafe(complete.put_nowait, rows)
+            self._post.send(lambda: complete.put_nowait(rows))
 
         job = model.submit(request, call.deadline, on_rows=put)
         job.result.add_done_callback(lambda _: put(()))
@@ -131,7 +132,7 @@ class DialogServicer:
         )
         self._limiter.take(call.caller.name, len(request.responses) * request.num_samples)
         job = model.submit_scores(request, call.deadline)
-        reply = model.scores(job, await _finished(job))
+        reply = model.scores(job, await self._finished(job))
         self._metrics.timed(reply.timings)
         _note_timings(call, reply.timings)
         return reply
@@ -146,9 +147,25 @@ class DialogServicer:
         _note_request(call, model, request)
         self._limiter.take(call.caller.name, request.n)
         job = model.submit(request, call.deadline, variation)
-        reply = model.reply(job.seed, await _finished(job))
+        reply = model.reply(job.seed, await self._finished(job))
         self._note_reply(call, model, reply)
         return reply
+
+    async def _finished(self, job: _Job[Result]) -> Result:
+        """Wait for a job's result; whoever waits no more stops its work."""
+        done = asyncio.get_running_loop().create_future()
+
+        def tell() -> None:
+            if not done.done():
+                done.set_result(None)
+
+        job.result.add_done_callback(lambda _: self._post.send(tell))  # in the engine's thread
+        try:
+            await done
+        except asyncio.CancelledError:
+            job.cancel()
+            raise
+        return job.result.result()
 
     def _note_reply(
         self, call: Call, model: DialogModel, reply: dialog_pb2.GenerateResponsesResponse
@@ -172,22 +189,16 @@ def _note_request(call: Call, model: DialogModel, request: GenerationRequest) ->
         model=model.full_name,
         n=request.n,
         turns=len(turns),
-        text_bytes=sum(len(turn.text.encode()) for turn in turns),
+        text_bytes=sum(num_bytes(turn.text) for turn in turns),
     )
 
 
 def _note_timings(call: Call, timings: dialog_pb2.Timings) -> None:
-    for stage in ("queue_seconds", "encode_seconds", "decode_seconds"):
-        call.facts[stage] = round(getattr(timings, stage), 6)
-
-
-async def _finished(job: _Job[Result]) -> Result:
-    """Wait for a job's result; whoever waits no more stops its work."""
-    try:
-        return await asyncio.wrap_future(job.result)
-    except asyncio.CancelledError:
-        job.cancel()
-        raise
+    call.facts.update(
+        queue_seconds=round(timings.queue_seconds, 6),
+        encode_seconds=round(timings.encode_seconds, 6),
+        decode_seconds=round(timings.decode_seconds, 6),
+    )
 
 
 @contextmanager

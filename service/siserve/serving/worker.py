@@ -18,7 +18,7 @@ from siserve.serving.flight import Flight, Job, latents, rows_of
 from siserve.serving.jobs import AnyJob, JobQueue, settle_abandoned
 from siserve.serving.rows import NewRows, RowTable
 from siserve.serving.scoring import ScoreJob, Scoring
-from siserve.serving.sessions import AnyArray, Sessions
+from siserve.serving.sessions import Sessions
 
 __all__ = ["Worker"]
 
@@ -135,13 +135,28 @@ class Worker:
         now, started = time.monotonic(), time.perf_counter()
         counts = [self._jobs.options.rows_of(job) for job in jobs]
         encoded = self._encoder.encode([job.context for job in jobs])  # (B, C)
-        c = np.repeat(encoded, counts, axis=0)  # (R, C)
-        z = latents(jobs, counts, c, self._sessions, self._manifest.sizes)  # (R, D)
+        owners, index, seeds = rows_of(jobs, counts)
+        limits = np.array([job.max_tokens for job in jobs])
+        sizes, most_steps = self._manifest.sizes, int(limits.max())
+        eps_z, uniform = noise.normals_and_uniforms(seeds, index, sizes.prior_noise, most_steps)
+        c = encoded[owners]  # (R, C)
+        z = latents(jobs, owners, c, eps_z, self._sessions, sizes)  # (R, D)
         seconds = time.perf_counter() - started
         numbers = [next(self._numbers) for _ in jobs]
         for number, job, rows in zip(numbers, jobs, counts, strict=True):
             self._flights[number] = Flight(job, rows, now - job.submitted, seconds)
-        self._rows.add(_starting(jobs, numbers, counts, c, z))
+        new = NewRows(
+            owner=np.array(numbers)[owners],
+            index=index,
+            limit=limits[owners],
+            c=c,
+            z=z,
+            uniform=uniform.T,
+            temperature=np.array([job.temperature for job in jobs], np.float32)[owners],
+            top_k=np.array([job.top_k for job in jobs])[owners],
+            top_p=np.array([job.top_p for job in jobs], np.float32)[owners],
+        )
+        self._rows.add(new)
 
     def _drop_abandoned(self) -> None:
         gone = [owner for owner, flight in self._flights.items() if settle_abandoned(flight.job)]
@@ -191,22 +206,3 @@ class Worker:
             self._scorings.append(scoring)  # behind the others
         else:
             scoring.job.result.set_result(scoring.scores())
-
-
-def _starting(
-    jobs: Sequence[Job], numbers: Sequence[int], counts: Sequence[int], c: AnyArray, z: AnyArray
-) -> NewRows:
-    """Lay out the rows of jobs that start together."""
-    owners, index, seeds = rows_of(jobs, counts)
-    limits = np.array([job.max_tokens for job in jobs])
-    return NewRows(
-        owner=np.array(numbers)[owners],
-        index=index,
-        limit=limits[owners],
-        c=c,
-        z=z,
-        uniform=noise.uniforms(seeds, index, 0, int(limits.max())).T,
-        temperature=np.array([job.temperature for job in jobs], np.float32)[owners],
-        top_k=np.array([job.top_k for job in jobs])[owners],
-        top_p=np.array([job.top_p for job in jobs], np.float32)[owners],
-    )
