@@ -97,7 +97,7 @@ def results_page(
         table(rows, _OTHER_FORMS),
         "## Is the posterior semi-implicit in more than name?",
         NOISE_TEXT,
-        table(with_noise, NOISE),
+        table(with_noise, NOISE, _all_seeds(rows)),
         "## Pictures",
         "![Relevance against diversity](relevance-diversity.svg)",
         "[Examples](examples.md) shows responses of every system to the same contexts.",
@@ -167,16 +167,17 @@ def paper_table(rows: Sequence[MeasuredRow], columns: dict[str, str]) -> str:
     return "\n".join(lines)
 
 
-def table(rows: Sequence[MeasuredRow], columns: dict[str, str]) -> str:
+def table(rows: Sequence[MeasuredRow], columns: dict[str, str], seeds: Sequence[int] = ()) -> str:
     """Write rows as a Markdown table.
 
     Args:
         rows: measured.
         columns: title and metric of each.
+        seeds: of the page, if other rows of it have more of them than these.
     """
     if not rows:
         return ""
-    names, seeds = list(columns.values()), _all_seeds(rows)
+    names, seeds = list(columns.values()), seeds or _all_seeds(rows)
     return "\n".join([*_header(columns), *(_line(row, names, seeds) for row in rows)])
 
 
