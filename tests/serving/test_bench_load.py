@@ -7,7 +7,7 @@ import grpc
 import pytest
 from siserve.bench.load import Outcome, arrivals, closed_loop, open_loop
 from siserve.bench.processes import Usage
-from siserve.bench.serving_load import Level, merge, summarise
+from siserve.bench.serving_load import Level, LoadPlan, merge, summarise
 from siserve.bench.talk import Dialogs, Talk
 from siserve.v1 import dialog_pb2
 
@@ -74,11 +74,19 @@ async def test_a_generator_that_falls_behind_counts_from_the_intended_time() -> 
 def test_arrivals_are_a_poisson_process_of_the_rate_and_repeatable() -> None:
     times = arrivals(200.0, 50.0, seed=1)
     assert times == sorted(times) and times == arrivals(200.0, 50.0, seed=1)
-    assert len(times) == pytest.approx(10_000, rel=0.05)
+    assert len(times) == 10_000  # never more or fewer by chance
     gaps = [b - a for a, b in zip(times, times[1:], strict=False)]
     mean = sum(gaps) / len(gaps)
     squares = sum((gap - mean) ** 2 for gap in gaps) / len(gaps)
     assert squares == pytest.approx(mean**2, rel=0.1)  # as of an exponential, not of a clock
+
+
+def test_a_rate_is_visited_until_it_had_its_requests_and_no_two_visits_are_alike() -> None:
+    slow, fast, waiting = Level(rate=5.0), Level(rate=100.0), Level(clients=4)
+    plan = LoadPlan([slow, fast, waiting], 5, 5, "new", 3.0, 200, 0.1, rounds=4, seed=7)
+    assert [plan.seconds_of(level) for level in plan.levels] == [40.0, 3.0, 3.0]
+    seeds = {plan.seed_of(level, number) for level in plan.levels for number in range(4)}
+    assert len(seeds) == 12 and min(seeds) == 7
 
 
 def contexts(requests: list[bytes]) -> list[list[tuple[str, str]]]:

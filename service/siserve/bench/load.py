@@ -78,11 +78,14 @@ async def closed_loop(call: Call, take: Take, clients: int, seconds: float) -> O
 
 
 def arrivals(rate: float, seconds: float, seed: int) -> list[float]:
-    """Draw the times of a Poisson process: seconds from its beginning, ascending."""
-    dice, times, now = random.Random(seed), [], 0.0
-    while (now := now + dice.expovariate(rate)) < seconds:
-        times.append(now)
-    return times
+    """Draw the times of a Poisson process: seconds from its beginning, ascending.
+
+    Given their number, the arrivals of a Poisson process are uniform and independent. The number
+    is the expected one, never one by chance: 100 expected arrivals vary by a tenth, and a p99
+    by more.
+    """
+    dice = random.Random(seed)
+    return sorted(dice.uniform(0.0, seconds) for _ in range(round(rate * seconds)))
 
 
 async def open_loop(call: Call, take: Take, times: Sequence[float], seconds: float) -> Outcome:

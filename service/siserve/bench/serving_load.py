@@ -46,8 +46,11 @@ class LoadPlan:
         n: responses of a request.
         turns: of a context.
         dialogs: what contexts are like.
-        seconds: of one load.
+        seconds: of one load, at least.
+        requests: of one load, at least, if its arrivals have a rate.
         deadline_s: an answer within it is good.
+        seed: of contexts and arrivals; those of each visit are others, so that no burst is met by
+            all levels.
     """
 
     levels: Sequence[Level]
@@ -55,9 +58,18 @@ class LoadPlan:
     turns: int
     dialogs: Kind
     seconds: float
+    requests: int
     deadline_s: float
     rounds: int
     seed: int
+
+    def seconds_of(self, level: Level) -> float:
+        """How long a visit of a level lasts."""
+        return max(self.seconds, self.requests / level.rate) if level.rate else self.seconds
+
+    def seed_of(self, level: Level, number: int) -> int:
+        """Seed of the arrivals of a level in a round."""
+        return self.seed + number * len(self.levels) + self.levels.index(level)
 
 
 def measure_load(
@@ -123,9 +135,10 @@ async def _visit(
     """Load the server at one level, after a second that does not count."""
     dialogs = Dialogs(talk, plan.dialogs, plan.turns, plan.n, level.clients or _OPEN_DIALOGS)
     warm = await _load(channels, dialogs, level, _WARM_SECONDS, seed=-1)
-    dialogs.prepare(round(1.3 * warm.finished / _WARM_SECONDS * plan.seconds) + 100)
+    seconds = plan.seconds_of(level)
+    dialogs.prepare(round(1.3 * warm.finished / _WARM_SECONDS * seconds) + 100)
     before = usage()
-    outcome = await _load(channels, dialogs, level, plan.seconds, plan.seed + number)
+    outcome = await _load(channels, dialogs, level, seconds, plan.seed_of(level, number))
     after = usage()
     used = _between(before, after) if before is not None and after is not None else None
     return summarise(level, outcome, plan.deadline_s, used)
