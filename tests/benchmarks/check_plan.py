@@ -60,7 +60,8 @@ def bench(options: argparse.Namespace, cores: Sequence[str], *load: str) -> dict
     """Run the load generator against a replica on each of some cores, and on these cores."""
     command = ["taskset", "-c", ",".join(cores), *SISERVE, "bench", "serve", "--json"]
     with replicas(cores) as address:
-        command += [f"--n={options.n}", f"--address={address}", "--seconds=3", *load]
+        command += [f"--n={options.n}", f"--address={address}", "--seconds=3"]
+        command += [f"--spread={options.spread}", *load]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if done.returncode != 0:
         sys.exit(done.returncode)
@@ -122,6 +123,7 @@ def main() -> int:
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--requests", type=int, default=300, help="of one replica, a rate and turn")
     parser.add_argument("-n", type=int, default=5)
+    parser.add_argument("--spread", choices=["callers", "turns"], default="callers")
     parser.add_argument("--only-one", action="store_true", help="measure one replica and stop")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 import grpc
 
-__all__ = ["Call", "Outcome", "arrivals", "closed_loop", "open_loop"]
+__all__ = ["Call", "Outcome", "arrivals", "callers", "closed_loop", "open_loop"]
 
 #: (request, number of the client) to (status, reply).
 Call = Callable[[bytes, int], Awaitable[tuple[str, bytes]]]
@@ -88,7 +88,18 @@ def arrivals(rate: float, seconds: float, seed: int) -> list[float]:
     return sorted(dice.uniform(0.0, seconds) for _ in range(round(rate * seconds)))
 
 
-async def open_loop(call: Call, take: Take, times: Sequence[float], seconds: float) -> Outcome:
+def callers(number: int, seed: int) -> list[int]:
+    """Draw the order in which as many callers ask, each once.
+
+    If every R-th caller asks the same replica, each of R has an equal share of the arrivals, and
+    they are a Poisson process as before; in turns they would be more even than that.
+    """
+    return random.Random(f"callers {seed}").sample(range(number), number)
+
+
+async def open_loop(
+    call: Call, take: Take, times: Sequence[float], seconds: float, order: Sequence[int] = ()
+) -> Outcome:
     """Send requests at given times, whatever became of earlier ones, and wait for all.
 
     A latency counts from the intended time, so a server that stalls, or a generator that falls
@@ -99,6 +110,7 @@ async def open_loop(call: Call, take: Take, times: Sequence[float], seconds: flo
         take: makes a request.
         times: when to send, in seconds from now.
         seconds: how long the whole lasts.
+        order: the client of each; by default they are counted.
     """
     outcome = Outcome(seconds=seconds)
     loop, running = asyncio.get_running_loop(), set[asyncio.Task[None]]()
@@ -117,7 +129,7 @@ async def open_loop(call: Call, take: Take, times: Sequence[float], seconds: flo
 
     def pace() -> None:
         """An event loop's own timers are exact to a millisecond only."""
-        for number, at in enumerate(times):
+        for number, at in zip(order or range(len(times)), times, strict=True):
             time.sleep(max(0.0, begin + at - time.perf_counter()))
             loop.call_soon_threadsafe(send, number, begin + at)
 

@@ -7,17 +7,19 @@ import statistics
 from collections import defaultdict
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from siserve.bench.channels import Channels
-from siserve.bench.load import Outcome, arrivals, closed_loop, open_loop
+from siserve.bench.load import Outcome, arrivals, callers, closed_loop, open_loop
 from siserve.bench.processes import Usage
 from siserve.bench.rounds import alternating, percentile
 from siserve.bench.talk import Dialogs, Kind, Talk
 from siserve.client.credentials import Credentials
 from siserve.v1 import dialog_pb2
 
-__all__ = ["Level", "LoadPlan", "measure_load", "merge", "summarise"]
+__all__ = ["Level", "LoadPlan", "Spread", "measure_load", "merge", "summarise"]
+
+Spread = Literal["turns", "callers"]
 
 _Result = TypeVar("_Result")
 
@@ -46,6 +48,7 @@ class LoadPlan:
         n: responses of a request.
         turns: of a context.
         dialogs: what contexts are like.
+        spread: over replicas: one caller that takes them in turns, or many that know one each.
         seconds: of one load, at least.
         requests: of one load, at least, if its arrivals have a rate.
         deadline_s: an answer within it is good.
@@ -57,6 +60,7 @@ class LoadPlan:
     n: int
     turns: int
     dialogs: Kind
+    spread: Spread
     seconds: float
     requests: int
     deadline_s: float
@@ -105,7 +109,13 @@ async def _measure(
     say: Callable[[str], None],
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     most = max((level.clients or _MOST_CHANNELS) for level in plan.levels)
-    channels = Channels(address, min(most, _MOST_CHANNELS), _TIMEOUT_SECONDS, credentials)
+    channels = Channels(
+        address,
+        min(most, _MOST_CHANNELS),
+        _TIMEOUT_SECONDS,
+        credentials,
+        in_turns=plan.spread == "turns",
+    )
     async with channels:
         say(f"asking {address} for words")
         model = await channels.get_model()
@@ -134,11 +144,12 @@ async def _visit(
 ) -> dict[str, Any]:
     """Load the server at one level, after a second that does not count."""
     dialogs = Dialogs(talk, plan.dialogs, plan.turns, plan.n, level.clients or _OPEN_DIALOGS)
-    warm = await _load(channels, dialogs, level, _WARM_SECONDS, seed=-1)
+    warm = await _load(channels, dialogs, level, plan.spread, _WARM_SECONDS, seed=-1)
     seconds = plan.seconds_of(level)
     dialogs.prepare(round(1.3 * warm.finished / _WARM_SECONDS * seconds) + 100)
     before = usage()
-    outcome = await _load(channels, dialogs, level, seconds, plan.seed_of(level, number))
+    seed = plan.seed_of(level, number)
+    outcome = await _load(channels, dialogs, level, plan.spread, seconds, seed)
     after = usage()
     used = _between(before, after) if before is not None and after is not None else None
     return summarise(level, outcome, plan.deadline_s, used)
@@ -156,12 +167,13 @@ def _between(before: Usage, after: Usage) -> Usage:
 
 
 async def _load(
-    channels: Channels, dialogs: Dialogs, level: Level, seconds: float, seed: int
+    channels: Channels, dialogs: Dialogs, level: Level, spread: Spread, seconds: float, seed: int
 ) -> Outcome:
     if level.clients:
         return await closed_loop(channels.send, dialogs.take, level.clients, seconds)
     times = arrivals(level.rate, seconds, seed)
-    return await open_loop(channels.send, dialogs.take, times, seconds)
+    order = callers(len(times), seed) if spread == "callers" else ()
+    return await open_loop(channels.send, dialogs.take, times, seconds, order)
 
 
 def summarise(
