@@ -106,6 +106,18 @@ def test_servers_that_are_listed_are_told_apart_and_a_name_is_not() -> None:
         assert single_addresses(whole) == [whole]
 
 
+async def test_what_is_sent_before_the_time_counts_is_answered_and_does_not_count() -> None:
+    asked: list[int] = []
+
+    async def call(request: bytes, client: int) -> tuple[str, bytes]:
+        asked.append(client)
+        return grpc.StatusCode.OK.name, REPLY
+
+    outcome = await open_loop(call, take, [-0.1, -0.05, 0.0, 0.02], seconds=0.05)
+    assert asked == [0, 1, 2, 3] and outcome.finished == 4
+    assert len(outcome.latencies) == len(outcome.replies) == 2 == outcome.codes["OK"]
+
+
 async def test_requests_are_sent_by_the_callers_in_the_order_that_was_drawn() -> None:
     asked: list[int] = []
 

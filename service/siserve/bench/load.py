@@ -33,7 +33,7 @@ class Outcome:
         late: how much later than meant each request was sent, in seconds.
         codes: number of requests by status.
         replies: serialised, of answered requests.
-        finished: requests that were answered or failed, those after the end of the time included.
+        finished: requests that were answered or failed, those before and after the time included.
         generator_cpu: processor time of this process over the same time, in seconds.
     """
 
@@ -108,19 +108,21 @@ async def open_loop(
     Args:
         call: sends.
         take: makes a request.
-        times: when to send, in seconds from now.
-        seconds: how long the whole lasts.
+        times: when to send, ascending, in seconds from when requests begin to count; what is
+            sent before that has a negative time, and warms up.
+        seconds: for how long they count.
         order: the client of each; by default they are counted.
     """
     outcome = Outcome(seconds=seconds)
     loop, running = asyncio.get_running_loop(), set[asyncio.Task[None]]()
-    cpu, begin = time.process_time(), time.perf_counter()
+    begin = time.perf_counter() - min([0.0, *times[:1]])
 
     async def one(number: int, intended: float) -> None:
         sent = time.perf_counter()
         code, reply = await call(take(number), number)
         outcome.finished += 1
-        outcome.add(intended, sent, time.perf_counter(), code, reply)
+        if intended >= begin:
+            outcome.add(intended, sent, time.perf_counter(), code, reply)
 
     def send(number: int, intended: float) -> None:
         task = loop.create_task(one(number, intended))
@@ -135,6 +137,8 @@ async def open_loop(
 
     pacer = threading.Thread(target=pace, name="pacer", daemon=True)
     pacer.start()
+    await asyncio.sleep(max(0.0, begin - time.perf_counter()))
+    cpu = time.process_time()
     await asyncio.sleep(max(0.0, begin + seconds - time.perf_counter()))
     outcome.generator_cpu = time.process_time() - cpu
     while pacer.is_alive() or running:

@@ -26,6 +26,7 @@ _Result = TypeVar("_Result")
 _REPLIES = 400
 _TIMEOUT_SECONDS = 10.0
 _WARM_SECONDS = 1.0
+_WARM_SEEDS = 1 << 32
 #: Dialogs that grow at the same time where arrivals are on their own.
 _OPEN_DIALOGS = 64
 _MOST_CHANNELS = 16
@@ -144,12 +145,17 @@ async def _visit(
 ) -> dict[str, Any]:
     """Load the server at one level, after a second that does not count."""
     dialogs = Dialogs(talk, plan.dialogs, plan.turns, plan.n, level.clients or _OPEN_DIALOGS)
-    warm = await _load(channels, dialogs, level, plan.spread, _WARM_SECONDS, seed=-1)
     seconds = plan.seconds_of(level)
-    dialogs.prepare(round(1.3 * warm.finished / _WARM_SECONDS * seconds) + 100)
+    if level.clients:
+        warm = await closed_loop(channels.send, dialogs.take, level.clients, _WARM_SECONDS)
+        dialogs.prepare(round(1.3 * warm.finished / _WARM_SECONDS * seconds) + 100)
+        load = closed_loop(channels.send, dialogs.take, level.clients, seconds)
+    else:
+        times, order = _arrivals(plan, level, number)
+        dialogs.prepare(len(times))
+        load = open_loop(channels.send, dialogs.take, times, seconds, order)
     before = usage()
-    seed = plan.seed_of(level, number)
-    outcome = await _load(channels, dialogs, level, plan.spread, seconds, seed)
+    outcome = await load
     after = usage()
     used = _between(before, after) if before is not None and after is not None else None
     return summarise(level, outcome, plan.deadline_s, used)
@@ -166,14 +172,18 @@ def _between(before: Usage, after: Usage) -> Usage:
     )
 
 
-async def _load(
-    channels: Channels, dialogs: Dialogs, level: Level, spread: Spread, seconds: float, seed: int
-) -> Outcome:
-    if level.clients:
-        return await closed_loop(channels.send, dialogs.take, level.clients, seconds)
-    times = arrivals(level.rate, seconds, seed)
-    order = callers(len(times), seed) if spread == "callers" else ()
-    return await open_loop(channels.send, dialogs.take, times, seconds, order)
+def _arrivals(plan: LoadPlan, level: Level, number: int) -> tuple[list[float], list[int]]:
+    """Times and callers of a level in a round.
+
+    It begins before it counts, so that no queue is empty when it does.
+    """
+    seed = plan.seed_of(level, number)
+    warm = arrivals(level.rate, _WARM_SECONDS, seed + _WARM_SEEDS)
+    counted = arrivals(level.rate, plan.seconds_of(level), seed)
+    times = [at - _WARM_SECONDS for at in warm] + counted
+    if plan.spread == "turns":
+        return times, [*range(len(times))]
+    return times, callers(len(warm), seed + _WARM_SEEDS) + callers(len(counted), seed)
 
 
 def summarise(
