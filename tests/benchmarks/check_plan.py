@@ -1,6 +1,6 @@
 """Hold `siserve plan` against two replicas: the rate that they bear within a p99, and that told.
 
-    python tests/benchmarks/check_plan.py --out FOLDER [-n 5] [--turns 3] [--requests 300]
+    python tests/benchmarks/check_plan.py --out FOLDER [-n 5] [--turns 6] [--requests 300]
 
 One replica and the load generator share core 0; two replicas have a core each, and the generator
 both, at twice the rates. So a core bears the same in both. They take turns, each at all rates:
@@ -122,7 +122,7 @@ def main() -> int:
     """Measure the turns and compare; return the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--turns", type=int, default=6)
     parser.add_argument("--requests", type=int, default=300, help="of a rate and turn")
     parser.add_argument("-n", type=int, default=5)
     parser.add_argument("--spread", choices=["callers", "turns"], default="callers")
