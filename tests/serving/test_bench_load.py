@@ -5,9 +5,10 @@ import time
 
 import grpc
 import pytest
-from siserve.bench.load import Outcome, arrivals, closed_loop, open_loop
+from siserve.bench.channels import single_addresses
+from siserve.bench.load import Outcome, arrivals, callers, closed_loop, open_loop
 from siserve.bench.processes import Usage
-from siserve.bench.serving_load import Level, merge, summarise
+from siserve.bench.serving_load import Level, LoadPlan, merge, summarise
 from siserve.bench.talk import Dialogs, Talk
 from siserve.v1 import dialog_pb2
 
@@ -74,11 +75,66 @@ async def test_a_generator_that_falls_behind_counts_from_the_intended_time() -> 
 def test_arrivals_are_a_poisson_process_of_the_rate_and_repeatable() -> None:
     times = arrivals(200.0, 50.0, seed=1)
     assert times == sorted(times) and times == arrivals(200.0, 50.0, seed=1)
-    assert len(times) == pytest.approx(10_000, rel=0.05)
+    assert len(times) == 10_000  # never more or fewer by chance
     gaps = [b - a for a, b in zip(times, times[1:], strict=False)]
     mean = sum(gaps) / len(gaps)
     squares = sum((gap - mean) ** 2 for gap in gaps) / len(gaps)
     assert squares == pytest.approx(mean**2, rel=0.1)  # as of an exponential, not of a clock
+
+
+def squared_variation(times: list[float]) -> float:
+    gaps = [b - a for a, b in zip(times, times[1:], strict=False)]
+    mean = sum(gaps) / len(gaps)
+    return sum((gap - mean) ** 2 for gap in gaps) / len(gaps) / mean**2
+
+
+def test_replicas_have_equal_shares_of_callers_that_come_as_unevenly_as_before() -> None:
+    times = arrivals(200.0, 50.0, seed=1)
+    of_callers = [
+        [at for at, caller in zip(times, callers(10_000, 1), strict=True) if caller % 2 == replica]
+        for replica in (0, 1)
+    ]
+    assert [len(each) for each in of_callers] == [5_000, 5_000]
+    assert all(squared_variation(each) == pytest.approx(1, rel=0.1) for each in of_callers)
+    assert squared_variation(times[::2]) == pytest.approx(0.5, rel=0.1)
+
+
+def test_servers_that_are_listed_are_told_apart_and_a_name_is_not() -> None:
+    assert single_addresses("ipv4:10.0.0.1:1,10.0.0.2:2") == ["ipv4:10.0.0.1:1", "ipv4:10.0.0.2:2"]
+    assert single_addresses("ipv6:[::1]:1") == ["ipv6:[::1]:1"]
+    for whole in ("127.0.0.1:50051", "dns:///replies:50051"):
+        assert single_addresses(whole) == [whole]
+
+
+async def test_what_is_sent_before_the_time_counts_is_answered_and_does_not_count() -> None:
+    asked: list[int] = []
+
+    async def call(request: bytes, client: int) -> tuple[str, bytes]:
+        asked.append(client)
+        return grpc.StatusCode.OK.name, REPLY
+
+    outcome = await open_loop(call, take, [-0.1, -0.05, 0.0, 0.02], seconds=0.05)
+    assert asked == [0, 1, 2, 3] and outcome.finished == 4
+    assert len(outcome.latencies) == len(outcome.replies) == 2 == outcome.codes["OK"]
+
+
+async def test_requests_are_sent_by_the_callers_in_the_order_that_was_drawn() -> None:
+    asked: list[int] = []
+
+    async def call(request: bytes, client: int) -> tuple[str, bytes]:
+        asked.append(client)
+        return grpc.StatusCode.OK.name, REPLY
+
+    await open_loop(call, take, [0.0, 0.02, 0.04], seconds=0.06, order=[2, 0, 1])
+    assert asked == [2, 0, 1]
+
+
+def test_a_rate_is_visited_until_it_had_its_requests_and_no_two_visits_are_alike() -> None:
+    slow, fast, waiting = Level(rate=5.0), Level(rate=100.0), Level(clients=4)
+    plan = LoadPlan([slow, fast, waiting], 5, 5, "new", "turns", 3.0, 200, 0.1, rounds=4, seed=7)
+    assert [plan.seconds_of(level) for level in plan.levels] == [40.0, 3.0, 3.0]
+    seeds = {plan.seed_of(level, number) for level in plan.levels for number in range(4)}
+    assert len(seeds) == 12 and min(seeds) == 7
 
 
 def contexts(requests: list[bytes]) -> list[list[tuple[str, str]]]:

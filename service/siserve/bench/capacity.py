@@ -1,21 +1,42 @@
 """Replicas for a rate of requests, from what one replica was measured to do.
 
-No law of queues is assumed. `siserve bench serve --rate` gives the p99 of one replica at several
-rates; between two of them it is taken as a straight line, and beyond the highest nothing is
-claimed. A balancer that spreads requests evenly gives each of R replicas 1/R of the rate, in
-arrivals no more irregular than those of the measurement, so R replicas bear R times what one does.
+`siserve bench serve --rate` gives the p99 of one replica at several rates; a curve through them
+tells the rate within a p99 (`p99_curve`), and how sure it is. Beyond the highest rate measured
+nothing is claimed, and nothing where the figures do not tell the rate within a fifth. A balancer
+that spreads requests evenly gives each of R replicas 1/R of the rate, in arrivals no more irregular
+than those of the measurement, so R replicas bear R times what one does.
 """
 
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from functools import cached_property
+from itertools import pairwise, takewhile
 
+import numpy as np
+
+from siserve.bench.p99_curve import P99Curve
 from siserve.bundle.errors import SiserveError, UsageError
 
-__all__ = ["Curve", "Plan", "Point", "Target", "plan_replicas", "rate_at", "rate_within"]
+__all__ = [
+    "Bearable",
+    "Curve",
+    "Plan",
+    "Point",
+    "Target",
+    "lowest_p99",
+    "plan_replicas",
+    "rate_at",
+    "rate_within",
+]
+
+#: A rate is told if it is as sure, as a share of it.
+_MOST_DOUBT = 0.2
+#: Of the p99 that are tried for the lowest that is sure; each is 1 % above the last or less.
+_STEP = 1.01
 
 
 @dataclass(frozen=True)
@@ -24,13 +45,18 @@ class Point:
 
     Attributes:
         rate: arrivals per second.
-        p99_ms: 99 % were answered within; infinite if any request failed.
+        p99s_ms: of each round; 99 % were answered within; infinite if any request failed.
         answered: number of requests behind it.
     """
 
     rate: float
-    p99_ms: float
+    p99s_ms: Sequence[float]
     answered: int
+
+    @property
+    def p99_ms(self) -> float:
+        """Median over the rounds; infinite if a request failed in any."""
+        return math.inf if math.inf in self.p99s_ms else statistics.median(self.p99s_ms)
 
 
 @dataclass(frozen=True)
@@ -44,6 +70,21 @@ class Curve:
 
     n: int
     points: Sequence[Point]
+
+    @cached_property
+    def p99(self) -> P99Curve:
+        """Through the points below the first at which a request failed.
+
+        Raises:
+            SiserveError: if that is the lowest.
+        """
+        borne = [*takewhile(lambda point: math.isfinite(point.p99_ms), self.points)]
+        if not borne:
+            raise SiserveError(
+                f"requests of n={self.n} failed at {self.points[0].rate:g} requests/s, the lowest "
+                "rate measured; measure lower rates"
+            )
+        return P99Curve([point.rate for point in borne], [point.p99s_ms for point in borne])
 
 
 @dataclass(frozen=True)
@@ -66,45 +107,78 @@ class Target:
 
 
 @dataclass(frozen=True)
+class Bearable:
+    """What one replica bears within a p99.
+
+    Attributes:
+        rps: most requests per second.
+        is_highest_measured: whether that is the highest rate measured, and a replica may bear more.
+        doubt: `rps` is that sure, as a share of it (95 %); None = too few rounds to tell.
+    """
+
+    rps: float
+    is_highest_measured: bool
+    doubt: float | None
+
+
+@dataclass(frozen=True)
 class Plan:
     """What that takes.
 
     Attributes:
-        replica_rps: most requests per second of one replica within the p99, headroom not taken off.
-        is_highest_measured: whether that is the highest rate measured, and a replica may bear more.
+        replica: what one bears within the p99, headroom not taken off.
         replicas: number of them, the spare ones included.
-        use: share of `replica_rps` that each has to bear when all are there.
+        use: share of `replica.rps` that each has to bear when all are there.
     """
 
-    replica_rps: float
-    is_highest_measured: bool
+    replica: Bearable
     replicas: int
     use: float
 
 
-def rate_within(curve: Curve, p99_ms: float) -> tuple[float, bool]:
-    """Return the highest rate whose p99 is within a limit, and whether none higher was measured.
+def lowest_p99(curve: Curve) -> float:
+    """Return the least p99 in milliseconds for which the rate is sure; infinite if there is none.
 
-    Rates above the first that is over the limit do not count, even if the p99 was lower there.
+    It is not below that of the lowest rate measured.
+    """
+    p99 = curve.p99
+    steps = 2 + math.ceil(math.log(p99.highest_ms / p99.lowest_ms) / math.log(_STEP))
+    tried = np.geomspace(p99.lowest_ms, p99.highest_ms, steps)
+    return next((each for each in map(float, tried) if _is_sure(p99.doubt_at(each))), math.inf)
+
+
+def rate_within(curve: Curve, p99_ms: float) -> Bearable:
+    """Return the highest rate whose p99 is within a limit.
 
     Raises:
-        SiserveError: if the lowest rate is over the limit already.
+        SiserveError: if the figures do not support one.
     """
-    first = curve.points[0]
-    if first.p99_ms > p99_ms:
-        raise SiserveError(
-            f"no number of replicas answers 99 % within {p99_ms:g} ms: one alone takes "
-            f"{first.p99_ms:.3g} ms at {first.rate:g} requests/s of n={curve.n}, the lowest rate "
-            "measured; allow more, take faster replicas, or measure lower rates"
-        )
-    for below, above in pairwise(curve.points):
-        if above.p99_ms > p99_ms:
-            share = (p99_ms - below.p99_ms) / (above.p99_ms - below.p99_ms)
-            return below.rate + share * (above.rate - below.rate), False
-    return curve.points[-1].rate, True
+    doubt = curve.p99.doubt_at(p99_ms)
+    if p99_ms < curve.p99.lowest_ms * (1 - 1e-9) or not _is_sure(doubt):
+        raise SiserveError(_refusal(curve, p99_ms))
+    none_failed = all(math.isfinite(point.p99_ms) for point in curve.points)
+    is_highest = none_failed and p99_ms >= curve.p99.highest_ms
+    return Bearable(curve.p99.rate_at(p99_ms), is_highest, doubt)
 
 
-def rate_at(curves: Sequence[Curve], p99_ms: float, n: int) -> tuple[float, bool]:
+def _is_sure(doubt: float | None) -> bool:
+    return doubt is None or doubt <= _MOST_DOUBT
+
+
+def _refusal(curve: Curve, p99_ms: float) -> str:
+    """What was asked, what the figures support, what to do."""
+    lowest, first = lowest_p99(curve), curve.points[0]
+    asked = f"no plan for 99 % within {p99_ms:g} ms at n={curve.n}: "
+    if not math.isfinite(lowest):
+        return f"{asked}the rounds of the figures differ too much; measure more and longer rounds"
+    return (
+        f"{asked}the figures support one from {math.ceil(10 * lowest) / 10:g} ms on, and one "
+        f"replica takes {curve.p99.lowest_ms:.3g} ms at {first.rate:g} requests/s, the lowest rate "
+        "measured; allow more, take faster replicas, or measure lower rates and more rounds"
+    )
+
+
+def rate_at(curves: Sequence[Curve], p99_ms: float, n: int) -> Bearable:
     """Return `rate_within` for n responses; between two measured n a request's cost is linear.
 
     Raises:
@@ -117,9 +191,14 @@ def rate_at(curves: Sequence[Curve], p99_ms: float, n: int) -> tuple[float, bool
             return rate_within(curve, p99_ms)
     for below, above in pairwise(ordered):
         if below.n < n < above.n:
-            (low, low_end), (high, high_end) = (rate_within(c, p99_ms) for c in (below, above))
+            low, high = (rate_within(curve, p99_ms) for curve in (below, above))
             share = (n - below.n) / (above.n - below.n)
-            return 1 / ((1 - share) / low + share / high), low_end or high_end
+            doubts = [each.doubt for each in (low, high) if each.doubt is not None]
+            return Bearable(
+                1 / ((1 - share) / low.rps + share / high.rps),
+                low.is_highest_measured or high.is_highest_measured,
+                max(doubts) if len(doubts) == 2 else None,
+            )
     measured = ", ".join(str(curve.n) for curve in ordered)
     raise UsageError(f"--n must lie within what was measured ({measured}), got {n}")
 
@@ -129,9 +208,9 @@ def plan_replicas(curves: Sequence[Curve], target: Target) -> Plan:
 
     Raises:
         UsageError: if n lies outside what was measured.
-        SiserveError: if not even an idle replica answers in time.
+        SiserveError: if the figures do not support a plan for the p99.
     """
-    replica_rps, is_highest = rate_at(curves, target.p99_ms, target.n)
-    needed = math.ceil(target.rps / (replica_rps * (1 - target.headroom)) - 1e-9)
+    replica = rate_at(curves, target.p99_ms, target.n)
+    needed = math.ceil(target.rps / (replica.rps * (1 - target.headroom)) - 1e-9)
     replicas = max(1, needed) + target.spare
-    return Plan(replica_rps, is_highest, replicas, target.rps / replicas / replica_rps)
+    return Plan(replica, replicas, target.rps / replicas / replica.rps)

@@ -11,7 +11,7 @@ from siserve.client.channel import failure
 from siserve.client.credentials import Credentials
 from siserve.v1 import dialog_pb2
 
-__all__ = ["Channels"]
+__all__ = ["Channels", "single_addresses"]
 
 _SERVICE = "/siserve.v1.DialogService/"
 _OPTIONS = (
@@ -21,29 +21,48 @@ _OPTIONS = (
 )
 
 
+def single_addresses(address: str) -> list[str]:
+    """Split a name of gRPC's for several servers, if it lists them, as ipv4:10.0.0.1:1,10.0.0.2:1.
+
+    A name that is looked up, as dns:///replies:1, stays one.
+    """
+    scheme, _, listed = address.partition(":")
+    if scheme not in ("ipv4", "ipv6"):
+        return [address]
+    return [f"{scheme}:{each}" for each in listed.split(",")]
+
+
 class Channels:
-    """Several connections to one server, or to each of its replicas, which then take turns.
+    """Several connections to one server, or to its replicas.
 
     Args:
         address: HOST:PORT, or a name of gRPC's for several, as ipv4:10.0.0.1:1,10.0.0.2:1.
-        number: of connections.
+        number: of connections, rounded up to as many for each server that is listed.
         timeout_s: deadline of a call.
         credentials: a key, TLS; by default none of them.
+        in_turns: whether each connection takes the servers in turns, or has one of its own.
     """
 
     def __init__(
-        self, address: str, number: int, timeout_s: float, credentials: Credentials | None = None
+        self,
+        address: str,
+        number: int,
+        timeout_s: float,
+        credentials: Credentials | None = None,
+        in_turns: bool = True,
     ) -> None:
         """Open the channels; connections are made by the first calls."""
         credentials = credentials or Credentials()
         self._address, self._timeout_s = address, timeout_s
         self._metadata = credentials.metadata
         of_channel = credentials.of_channel()
+        places = [address] if in_turns else single_addresses(address)
         self._channels = [
-            grpc.aio.insecure_channel(address, _OPTIONS)
+            grpc.aio.insecure_channel(place, _OPTIONS)
             if of_channel is None
-            else grpc.aio.secure_channel(address, of_channel, _OPTIONS)
-            for _ in range(number)
+            else grpc.aio.secure_channel(place, of_channel, _OPTIONS)
+            for _ in range(-(-number // len(places)))
+            for place in places
         ]
         self._generate = [
             channel.unary_unary(f"{_SERVICE}GenerateResponses", None, None)

@@ -58,6 +58,11 @@ class _Dialogs(StrEnum):
     SAME = "same"
 
 
+class _Spread(StrEnum):
+    TURNS = "turns"
+    CALLERS = "callers"
+
+
 @_app.callback()
 def _siserve() -> None:
     """Measure."""
@@ -161,7 +166,13 @@ def serve(
     dialogs: Annotated[
         _Dialogs, typer.Option(help="Contexts: all new, growing by a turn each, or one.")
     ] = _Dialogs.NEW,
+    spread: Annotated[
+        _Spread, typer.Option(help="Over replicas: in turns, or each caller has one of its own.")
+    ] = _Spread.TURNS,
     seconds: Annotated[float, typer.Option(min=0.1, help="Of each load.")] = 10.0,
+    requests: Annotated[
+        int, typer.Option(min=0, help="Of each rate at least, for longer if that takes it.")
+    ] = 0,
     deadline_ms: Annotated[float, typer.Option(min=1, help="Answers within it are good.")] = 100.0,
     rounds: Annotated[int, typer.Option(min=1, help="Each visits every load once.")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="Of arrivals and contexts.")] = 0,
@@ -192,7 +203,18 @@ def serve(
     from siserve.client.credentials import Credentials
 
     asked = [Level(clients=count) for count in counts] + [Level(rate=each) for each in rates]
-    plan = LoadPlan(asked, n, turns, dialogs.value, seconds, deadline_ms / 1e3, rounds, seed)
+    plan = LoadPlan(
+        asked,
+        n,
+        turns,
+        dialogs.value,
+        spread.value,
+        seconds,
+        requests,
+        deadline_ms / 1e3,
+        rounds,
+        seed,
+    )
     options = [*(["--model", str(model)] if model else []), *shlex.split(server)]
     options += ["--threads", "1"] if python_share else []
     with _errors().status("starting") as status, ExitStack() as stack:
@@ -211,7 +233,9 @@ def serve(
             "n": n,
             "turns": turns,
             "dialogs": dialogs.value,
+            "spread": spread.value,
             "seconds": seconds,
+            "requests": requests,
             "deadline_ms": deadline_ms,
             "rounds": rounds,
             "seed": seed,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -21,12 +22,16 @@ class _Part(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
 
 
-class _Load(_Part):
+class _Round(_Part):
+    errors: dict[str, int]
+    p99_ms: float | None
+
+
+class _Load(_Round):
     loop: Literal["open", "closed"]
     rate: float | None
     answered: int
-    errors: dict[str, int]
-    p99_ms: float | None
+    rounds: list[_Round] = Field(default=[])
 
 
 class _Options(_Part):
@@ -127,21 +132,22 @@ def _all_n(results: Sequence[_Result]) -> list[int]:
 
 
 def _curve(n: int, results: Sequence[_Result], name: str) -> Curve:
-    """Join the loads of one n; a load where a request failed bears no p99."""
-    points = sorted(
-        (
-            Point(
-                load.rate,
-                math.inf if load.errors or load.p99_ms is None else load.p99_ms,
-                load.answered,
-            )
-            for result in results
-            if result.options.n == n
-            for load in result.loads
-            if load.rate is not None
-        ),
-        key=lambda point: point.rate,
-    )
-    if not points:
+    """Join the loads of one n; a rate that was measured again has more rounds."""
+    loads: defaultdict[float, list[_Load]] = defaultdict(list)
+    for result in results:
+        for load in result.loads if result.options.n == n else []:
+            if load.rate is not None:
+                loads[load.rate].append(load)
+    if not loads:
         raise UsageError(f"{name}: no open loop of n={n}; measure with siserve bench serve --rate")
-    return Curve(n, points)
+    return Curve(n, [_point(rate, loads[rate]) for rate in sorted(loads)])
+
+
+def _point(rate: float, loads: Sequence[_Load]) -> Point:
+    """Join the rounds of one rate; a round where a request failed bears no p99."""
+    rounds = [each for load in loads for each in load.rounds or [load]]
+    return Point(
+        rate,
+        [math.inf if each.errors or each.p99_ms is None else each.p99_ms for each in rounds],
+        sum(load.answered for load in loads),
+    )

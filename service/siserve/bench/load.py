@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 import grpc
 
-__all__ = ["Call", "Outcome", "arrivals", "closed_loop", "open_loop"]
+__all__ = ["Call", "Outcome", "arrivals", "callers", "closed_loop", "open_loop"]
 
 #: (request, number of the client) to (status, reply).
 Call = Callable[[bytes, int], Awaitable[tuple[str, bytes]]]
@@ -33,7 +33,7 @@ class Outcome:
         late: how much later than meant each request was sent, in seconds.
         codes: number of requests by status.
         replies: serialised, of answered requests.
-        finished: requests that were answered or failed, those after the end of the time included.
+        finished: requests that were answered or failed, those before and after the time included.
         generator_cpu: processor time of this process over the same time, in seconds.
     """
 
@@ -78,14 +78,28 @@ async def closed_loop(call: Call, take: Take, clients: int, seconds: float) -> O
 
 
 def arrivals(rate: float, seconds: float, seed: int) -> list[float]:
-    """Draw the times of a Poisson process: seconds from its beginning, ascending."""
-    dice, times, now = random.Random(seed), [], 0.0
-    while (now := now + dice.expovariate(rate)) < seconds:
-        times.append(now)
-    return times
+    """Draw the times of a Poisson process: seconds from its beginning, ascending.
+
+    Given their number, the arrivals of a Poisson process are uniform and independent. The number
+    is the expected one, never one by chance: 100 expected arrivals vary by a tenth, and a p99
+    by more.
+    """
+    dice = random.Random(seed)
+    return sorted(dice.uniform(0.0, seconds) for _ in range(round(rate * seconds)))
 
 
-async def open_loop(call: Call, take: Take, times: Sequence[float], seconds: float) -> Outcome:
+def callers(number: int, seed: int) -> list[int]:
+    """Draw the order in which as many callers ask, each once.
+
+    If every R-th caller asks the same replica, each of R has an equal share of the arrivals, and
+    they are a Poisson process as before; in turns they would be more even than that.
+    """
+    return random.Random(f"callers {seed}").sample(range(number), number)
+
+
+async def open_loop(
+    call: Call, take: Take, times: Sequence[float], seconds: float, order: Sequence[int] = ()
+) -> Outcome:
     """Send requests at given times, whatever became of earlier ones, and wait for all.
 
     A latency counts from the intended time, so a server that stalls, or a generator that falls
@@ -94,18 +108,21 @@ async def open_loop(call: Call, take: Take, times: Sequence[float], seconds: flo
     Args:
         call: sends.
         take: makes a request.
-        times: when to send, in seconds from now.
-        seconds: how long the whole lasts.
+        times: when to send, ascending, in seconds from when requests begin to count; what is
+            sent before that has a negative time, and warms up.
+        seconds: for how long they count.
+        order: the client of each; by default they are counted.
     """
     outcome = Outcome(seconds=seconds)
     loop, running = asyncio.get_running_loop(), set[asyncio.Task[None]]()
-    cpu, begin = time.process_time(), time.perf_counter()
+    begin = time.perf_counter() - min([0.0, *times[:1]])
 
     async def one(number: int, intended: float) -> None:
         sent = time.perf_counter()
         code, reply = await call(take(number), number)
         outcome.finished += 1
-        outcome.add(intended, sent, time.perf_counter(), code, reply)
+        if intended >= begin:
+            outcome.add(intended, sent, time.perf_counter(), code, reply)
 
     def send(number: int, intended: float) -> None:
         task = loop.create_task(one(number, intended))
@@ -114,12 +131,14 @@ async def open_loop(call: Call, take: Take, times: Sequence[float], seconds: flo
 
     def pace() -> None:
         """An event loop's own timers are exact to a millisecond only."""
-        for number, at in enumerate(times):
+        for number, at in zip(order or range(len(times)), times, strict=True):
             time.sleep(max(0.0, begin + at - time.perf_counter()))
             loop.call_soon_threadsafe(send, number, begin + at)
 
     pacer = threading.Thread(target=pace, name="pacer", daemon=True)
     pacer.start()
+    await asyncio.sleep(max(0.0, begin - time.perf_counter()))
+    cpu = time.process_time()
     await asyncio.sleep(max(0.0, begin + seconds - time.perf_counter()))
     outcome.generator_cpu = time.process_time() - cpu
     while pacer.is_alive() or running:

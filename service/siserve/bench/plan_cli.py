@@ -68,8 +68,9 @@ def _result(plan: Plan, target: Target, figures: Figures, cost: float | None) ->
         "n": target.n,
         "headroom": target.headroom,
         "spare": target.spare,
-        "replica_rps": plan.replica_rps,
-        "is_highest_measured": plan.is_highest_measured,
+        "replica_rps": plan.replica.rps,
+        "is_highest_measured": plan.replica.is_highest_measured,
+        "doubt": plan.replica.doubt,
         "replicas": plan.replicas,
         "use": plan.use,
         "cost_per_hour": hourly,
@@ -83,11 +84,14 @@ def _result(plan: Plan, target: Target, figures: Figures, cost: float | None) ->
 
 
 def _text(result: dict[str, Any]) -> str:
+    from siserve.bench.p99_curve import FEWEST_ROUNDS
+
     source = result["figures"]
     lines = [
         f"{result['replicas']} replicas for {result['rps']:g} requests/s of n={result['n']}, 99 % "
         f"within {result['p99_ms']:g} ms",
         f"one bears {result['replica_rps']:.3g}/s"
+        + ("" if result["doubt"] is None else f", give or take {100 * result['doubt']:.0f} %")
         + (", the highest rate measured" if result["is_highest_measured"] else "")
         + f"; {100 * result['headroom']:g} % of it left free, {result['spare']} to spare; each "
         f"would bear {100 * result['use']:.0f} % of it",
@@ -101,6 +105,11 @@ def _text(result: dict[str, Any]) -> str:
         f"from: {source['model']}, {source['server']}, contexts of {source['turns']} turns "
         f"({source['dialogs']}), on {source['machine']}"
     )
+    if result["doubt"] is None:
+        lines.append(
+            f"fewer than {FEWEST_ROUNDS} rounds do not tell how sure that is; measure more "
+            "(--rounds)"
+        )
     if result["fewest_answers"] < 200:
         lines.append(
             f"a load of only {result['fewest_answers']} answers is among the figures: its p99 is "

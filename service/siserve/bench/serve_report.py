@@ -30,8 +30,9 @@ def show_serve(console: Console, result: Mapping[str, Any]) -> None:
         f"{context['words_per_turn']:.1f} words: {_KINDS[options['dialogs']]}. A closed loop's "
         "clients wait for their answers. An open loop's arrivals are a Poisson process, and their "
         f"latency counts from the time that was meant. Good is within {options['deadline_ms']:g} "
-        f"ms. {options['seconds']:g} s a load after one that does not count, {options['rounds']} "
-        "round(s), medians."
+        f"ms. {options['seconds']:g} s a load after one that does not count"
+        + (f", longer for {options['requests']} requests" if options.get("requests") else "")
+        + f", {options['rounds']} round(s), medians."
     )
     console.print(Text(told, style="dim"))
     console.print(render_loads(result["loads"]))

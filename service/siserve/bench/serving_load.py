@@ -7,23 +7,26 @@ import statistics
 from collections import defaultdict
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from siserve.bench.channels import Channels
-from siserve.bench.load import Outcome, arrivals, closed_loop, open_loop
+from siserve.bench.load import Outcome, arrivals, callers, closed_loop, open_loop
 from siserve.bench.processes import Usage
 from siserve.bench.rounds import alternating, percentile
 from siserve.bench.talk import Dialogs, Kind, Talk
 from siserve.client.credentials import Credentials
 from siserve.v1 import dialog_pb2
 
-__all__ = ["Level", "LoadPlan", "measure_load", "merge", "summarise"]
+__all__ = ["Level", "LoadPlan", "Spread", "measure_load", "merge", "summarise"]
+
+Spread = Literal["turns", "callers"]
 
 _Result = TypeVar("_Result")
 
 _REPLIES = 400
 _TIMEOUT_SECONDS = 10.0
 _WARM_SECONDS = 1.0
+_WARM_SEEDS = 1 << 32
 #: Dialogs that grow at the same time where arrivals are on their own.
 _OPEN_DIALOGS = 64
 _MOST_CHANNELS = 16
@@ -46,18 +49,32 @@ class LoadPlan:
         n: responses of a request.
         turns: of a context.
         dialogs: what contexts are like.
-        seconds: of one load.
+        spread: over replicas: one caller that takes them in turns, or many that know one each.
+        seconds: of one load, at least.
+        requests: of one load, at least, if its arrivals have a rate.
         deadline_s: an answer within it is good.
+        seed: of contexts and arrivals; those of each visit are others, so that no burst is met by
+            all levels.
     """
 
     levels: Sequence[Level]
     n: int
     turns: int
     dialogs: Kind
+    spread: Spread
     seconds: float
+    requests: int
     deadline_s: float
     rounds: int
     seed: int
+
+    def seconds_of(self, level: Level) -> float:
+        """How long a visit of a level lasts."""
+        return max(self.seconds, self.requests / level.rate) if level.rate else self.seconds
+
+    def seed_of(self, level: Level, number: int) -> int:
+        """Seed of the arrivals of a level in a round."""
+        return self.seed + number * len(self.levels) + self.levels.index(level)
 
 
 def measure_load(
@@ -93,7 +110,13 @@ async def _measure(
     say: Callable[[str], None],
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     most = max((level.clients or _MOST_CHANNELS) for level in plan.levels)
-    channels = Channels(address, min(most, _MOST_CHANNELS), _TIMEOUT_SECONDS, credentials)
+    channels = Channels(
+        address,
+        min(most, _MOST_CHANNELS),
+        _TIMEOUT_SECONDS,
+        credentials,
+        in_turns=plan.spread == "turns",
+    )
     async with channels:
         say(f"asking {address} for words")
         model = await channels.get_model()
@@ -122,10 +145,17 @@ async def _visit(
 ) -> dict[str, Any]:
     """Load the server at one level, after a second that does not count."""
     dialogs = Dialogs(talk, plan.dialogs, plan.turns, plan.n, level.clients or _OPEN_DIALOGS)
-    warm = await _load(channels, dialogs, level, _WARM_SECONDS, seed=-1)
-    dialogs.prepare(round(1.3 * warm.finished / _WARM_SECONDS * plan.seconds) + 100)
+    seconds = plan.seconds_of(level)
+    if level.clients:
+        warm = await closed_loop(channels.send, dialogs.take, level.clients, _WARM_SECONDS)
+        dialogs.prepare(round(1.3 * warm.finished / _WARM_SECONDS * seconds) + 100)
+        load = closed_loop(channels.send, dialogs.take, level.clients, seconds)
+    else:
+        times, order = _arrivals(plan, level, number)
+        dialogs.prepare(len(times))
+        load = open_loop(channels.send, dialogs.take, times, seconds, order)
     before = usage()
-    outcome = await _load(channels, dialogs, level, plan.seconds, plan.seed + number)
+    outcome = await load
     after = usage()
     used = _between(before, after) if before is not None and after is not None else None
     return summarise(level, outcome, plan.deadline_s, used)
@@ -142,13 +172,18 @@ def _between(before: Usage, after: Usage) -> Usage:
     )
 
 
-async def _load(
-    channels: Channels, dialogs: Dialogs, level: Level, seconds: float, seed: int
-) -> Outcome:
-    if level.clients:
-        return await closed_loop(channels.send, dialogs.take, level.clients, seconds)
-    times = arrivals(level.rate, seconds, seed)
-    return await open_loop(channels.send, dialogs.take, times, seconds)
+def _arrivals(plan: LoadPlan, level: Level, number: int) -> tuple[list[float], list[int]]:
+    """Times and callers of a level in a round.
+
+    It begins before it counts, so that no queue is empty when it does.
+    """
+    seed = plan.seed_of(level, number)
+    warm = arrivals(level.rate, _WARM_SECONDS, seed + _WARM_SEEDS)
+    counted = arrivals(level.rate, plan.seconds_of(level), seed)
+    times = [at - _WARM_SECONDS for at in warm] + counted
+    if plan.spread == "turns":
+        return times, [*range(len(times))]
+    return times, callers(len(warm), seed + _WARM_SEEDS) + callers(len(counted), seed)
 
 
 def summarise(
