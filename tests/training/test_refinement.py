@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from siserve_training.models.refinement import Refinement, refine
+from siserve_training.models.refinement import Differences, Refinement, refine
 from torch import nn
 
 B, D2, STEPS = 3, 4, 5
@@ -40,7 +40,7 @@ def written_out(bound, start, eps):
 def test_values_and_gradients_equal_those_of_the_steps_written_out():
     weight, unused, start, eps, bound = make()
     expected = written_out(bound, start, eps)
-    found = refine(bound, start, eps, [weight, unused], HOW)
+    found = refine(Differences(bound, [weight, unused]), start, eps, HOW)
     torch.testing.assert_close(found, expected)
     wish = torch.linspace(-1, 1, B * D2, dtype=torch.float64).view(B, D2)
     wanted = torch.autograd.grad((wish * expected).sum(), [start, weight])
@@ -53,17 +53,17 @@ def test_values_and_gradients_equal_those_of_the_steps_written_out():
 def test_parameters_are_as_they_were_and_rows_do_not_mix():
     weight, unused, start, eps, bound = make()
     unused.requires_grad_(False)
-    together = refine(bound, start, eps, [weight, unused], HOW)
+    together = refine(Differences(bound, [weight, unused]), start, eps, HOW)
     assert weight.requires_grad and not unused.requires_grad
     for row in range(B):
         one = slice(row, row + 1)
-        alone = refine(bound, start[one], eps[one], [weight], HOW)
+        alone = refine(Differences(bound, [weight]), start[one], eps[one], HOW)
         torch.testing.assert_close(alone[0], together[row])
 
 
 def test_a_gradient_of_nothing_is_nothing():
     weight, _, start, eps, bound = make()
-    found = refine(bound, start, eps, [weight], HOW)
+    found = refine(Differences(bound, [weight]), start, eps, HOW)
     got = torch.autograd.grad((0.0 * found).sum(), [start, weight])
     assert all(bool(torch.isfinite(g).all()) and float(g.abs().max()) == 0 for g in got)
 
@@ -71,5 +71,5 @@ def test_a_gradient_of_nothing_is_nothing():
 @pytest.mark.parametrize("steps", [1, 4])
 def test_without_a_rate_it_stays_where_it_starts(steps):
     weight, _, start, eps, bound = make()
-    still = refine(bound, start, eps, [weight], Refinement(steps, 0.0, 0.5))
+    still = refine(Differences(bound, [weight]), start, eps, Refinement(steps, 0.0, 0.5))
     assert torch.equal(still, start)

@@ -19,7 +19,8 @@ from siserve_training.distributions import DiagonalNormal, Mixture
 from siserve_training.models.draws import Draws, Encoded, Latents, Noise, NoiseWidths
 from siserve_training.models.packed_texts import pack_texts
 from siserve_training.models.posterior import as_mixture, draw_each, draw_latents, make_head
-from siserve_training.models.refinement import Refinement, refine
+from siserve_training.models.refinement import Climb, Differences, Refinement, refine
+from siserve_training.models.sentence_climb import SentenceClimb
 from siserve_training.models.text_model import TextModel, TextModelConfig
 from siserve_training.nets.dropout import Dropout
 from siserve_training.nets.heads import GaussianHead
@@ -204,25 +205,30 @@ class LanguageModel(TextModel):
         mixture = self.mixture(encoded, noise.eps_lam)
         if not self.config.refine_steps or encoded.text is None:
             return mixture
-        batch = encoded.text
         start = mixture.components.draws(0, 1)
         eps = noise.eps_lam[:, 0].unflatten(-1, (self.config.refine_steps, -1))
-
-        def bound(lam: Tensor, eps_z: Tensor) -> Tensor:
-            q = DiagonalNormal(*lam.chunk(2, dim=-1))  # (B, S, D)
-            log_p_x = self.log_p_x(batch, encoded.c, q.rsample(eps_z), sample)
-            return log_p_x - beta * q.kl(self.prior(encoded.c))
-
         config = self.config
         lam = refine(
-            bound,
+            self.climb(encoded.text, beta, sample),
             torch.cat([start.mu, start.logvar], dim=-1)[:, 0],
             eps,
-            [*self.embedding.parameters(), *self.decoder.parameters()],
             Refinement(config.refine_steps, config.refine_rate, config.refine_momentum),
         )
         mu, logvar = lam.unsqueeze(1).expand(-1, noise.eps_lam.shape[1], -1).chunk(2, dim=-1)
         return Mixture.uniform(DiagonalNormal(mu, logvar))
+
+    def climb(self, batch: SentenceBatch, beta: float, sample: WordSample | None = None) -> Climb:
+        """Return the bound of sentences that refinement climbs; see `posterior_mixture`."""
+        c = self.no_condition(len(batch))
+        prior = self.prior(c)
+        if c.device.type == "cpu":
+            return SentenceClimb(batch, self.embedding, self.decoder, prior, beta, sample)
+
+        def bound(lam: Tensor, eps_z: Tensor) -> Tensor:
+            q = DiagonalNormal(*lam.chunk(2, dim=-1))  # (B, S, D)
+            return self.log_p_x(batch, c, q.rsample(eps_z), sample) - beta * q.kl(prior)
+
+        return Differences(bound, [*self.embedding.parameters(), *self.decoder.parameters()])
 
     def first_state(self, c: Tensor, z: Tensor) -> Tensor:
         """Return what the decoder carries into its first step, (..., 2H+D)."""

@@ -2,8 +2,9 @@
 
 Semi-amortised inference (Kim et al. 2018): parameters lambda of q(z|x) start from the encoder and
 climb the bound of their sentence by SVI with momentum. The gradient of what follows goes back
-through the steps by products of Hessians with vectors, taken as central differences of gradients
-(their section 3.2), all sentences and both ends of a difference in one batch.
+through the steps by products of Hessians with vectors. `Differences` takes them as central
+differences of gradients (their section 3.2), of any bound; a climb that knows its bound better may
+do better.
 """
 
 from __future__ import annotations
@@ -11,12 +12,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-__all__ = ["Refinement", "refine"]
+__all__ = ["Climb", "Differences", "Refinement", "refine"]
 
 #: (lambda (B, S, 2D), noise (B, 1, D)) to the bound of each in nats, (B, S).
 BoundOf = Callable[[Tensor, Tensor], Tensor]
@@ -40,44 +41,61 @@ class Refinement:
     momentum: float
 
 
-def refine(
-    bound: BoundOf,
-    start: Tensor,
-    eps: Tensor,
-    parameters: Sequence[nn.Parameter],
-    how: Refinement,
-) -> Tensor:
+class Climb(Protocol):
+    """A bound of each of B sentences in its lambda; rows do not mix."""
+
+    @property
+    def parameters(self) -> Sequence[Tensor]:
+        """What the bound depends on besides."""
+
+    def gradient(self, at: Tensor, eps: Tensor) -> Tensor:
+        """Return the gradient of each row's bound in its lambda.
+
+        Args:
+            at: lambda, (B, 2D).
+            eps: noise of the latents, (B, D).
+
+        Returns:
+            (B, 2D).
+        """
+
+    def products(
+        self, at: Tensor, eps: Tensor, vector: Tensor
+    ) -> tuple[Tensor, Sequence[Tensor | None]]:
+        """Return the gradients of gradient(at, eps) . vector, in lambda and in the parameters."""
+
+
+def refine(climb: Climb, start: Tensor, eps: Tensor, how: Refinement) -> Tensor:
     """Refine lambda; differentiable in `start` and in the parameters of the bound.
 
     Args:
-        bound: of a sentence; rows must not mix.
+        climb: the bound.
         start: lambda of the encoder, (B, 2D).
         eps: noise of each step, so that what is refined has not seen the noise that scores it,
             (B, steps, D).
-        parameters: those that the bound depends on.
         how: the steps.
 
     Returns:
         (B, 2D).
     """
-    refined: Tensor = _Refine.apply(bound, eps, how, start, *parameters)  # type: ignore[no-untyped-call]
+    refined: Tensor = _Refine.apply(climb, eps, how, start, *climb.parameters)  # type: ignore[no-untyped-call]
     return refined
 
 
 class _Refine(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, bound: BoundOf, eps: Tensor, how: Refinement, start: Tensor, *parameters: Tensor
+        ctx: Any, climb: Climb, eps: Tensor, how: Refinement, start: Tensor, *parameters: Tensor
     ) -> Tensor:
         at = start.detach()
         velocity = torch.zeros_like(at)
         visited = []
-        with _frozen(parameters):
-            for step in range(how.steps):
-                visited.append(at)
-                velocity = how.momentum * velocity + _gradient(bound, at, eps[:, step])
-                at = at + how.rate * velocity
-        ctx.bound, ctx.how, ctx.parameters = bound, how, parameters
+        for step in range(how.steps):
+            visited.append(at)
+            velocity = how.momentum * velocity + climb.gradient(at, eps[:, step])
+            at = at + how.rate * velocity
+        ctx.climb, ctx.how = climb, how
+        ctx.types = [parameter.dtype for parameter in parameters]
         ctx.save_for_backward(eps, *visited)
         return at.clone()
 
@@ -86,47 +104,55 @@ class _Refine(torch.autograd.Function):
         eps, *visited = ctx.saved_tensors
         how: Refinement = ctx.how
         of_lam, of_velocity = grads[0], torch.zeros_like(grads[0])
-        of_parameters: list[Tensor | None] = [None] * len(ctx.parameters)
+        of_parameters: list[Tensor | None] = [None] * len(ctx.types)
         for step in reversed(range(how.steps)):
             of_velocity = of_velocity + how.rate * of_lam
-            product, found = _hessian_products(
-                ctx.bound, visited[step], eps[:, step], of_velocity, ctx.parameters
-            )
+            product, found = ctx.climb.products(visited[step], eps[:, step], of_velocity)
             of_lam = of_lam + product
             of_velocity = how.momentum * of_velocity
             for place, grad in enumerate(found):
                 before = of_parameters[place]
-                of_parameters[place] = grad if before is None or grad is None else before.add_(grad)
-        return None, None, None, of_lam, *of_parameters
+                if before is not None and grad is not None:
+                    before.add_(grad)
+                elif grad is not None:  # sums are float32 at least
+                    of_parameters[place] = grad.to(torch.promote_types(grad.dtype, torch.float32))
+        cast = (g if g is None else g.to(t) for g, t in zip(of_parameters, ctx.types, strict=True))
+        return None, None, None, of_lam, *cast
 
 
-def _gradient(bound: BoundOf, at: Tensor, eps: Tensor) -> Tensor:
-    """Return the gradient of each row's bound in its lambda, (B, 2D)."""
-    with torch.enable_grad():
-        lam = at.requires_grad_()
-        (gradient,) = torch.autograd.grad(bound(lam.unsqueeze(1), eps.unsqueeze(1)).sum(), lam)
-    at.requires_grad_(False)
-    return gradient
+class Differences:
+    """Any bound: gradients by autograd, products by central differences of them.
 
-
-def _hessian_products(
-    bound: BoundOf, at: Tensor, eps: Tensor, vector: Tensor, parameters: Sequence[Tensor]
-) -> tuple[Tensor, tuple[Tensor | None, ...]]:
-    """Return the gradients of (gradient of the bound in lambda) . vector, in lambda and parameters.
-
-    One pass over both ends of the difference, weighted so that its gradient is the quotient.
+    Args:
+        bound: of each row in nats.
+        parameters: those that it depends on.
     """
-    norm = vector.norm(dim=1, keepdim=True)
-    length = norm.clamp(min=torch.finfo(vector.dtype).tiny)
-    step = _STEP.get(vector.dtype, _STEP[torch.float32]) / length  # (B, 1)
-    with torch.enable_grad():
-        ends = torch.stack([at + step * vector, at - step * vector], dim=1).requires_grad_()
-        share = torch.cat([0.5 / step, -0.5 / step], dim=1) * (norm > 0)  # (B, 2)
-        total = (share * bound(ends, eps.unsqueeze(1))).sum()
-        found = torch.autograd.grad(total, [ends, *parameters], allow_unused=True)
-    of_ends = found[0]
-    assert of_ends is not None  # the bound depends on lambda
-    return of_ends.sum(1), found[1:]
+
+    def __init__(self, bound: BoundOf, parameters: Sequence[Tensor]) -> None:
+        self.bound, self.parameters = bound, parameters
+
+    def gradient(self, at: Tensor, eps: Tensor) -> Tensor:
+        """See `Climb`."""
+        with torch.enable_grad(), _frozen(self.parameters):
+            lam = at.detach().requires_grad_()
+            total = self.bound(lam.unsqueeze(1), eps.unsqueeze(1)).sum()
+            return torch.autograd.grad(total, lam)[0]
+
+    def products(
+        self, at: Tensor, eps: Tensor, vector: Tensor
+    ) -> tuple[Tensor, Sequence[Tensor | None]]:
+        """See `Climb`; one pass over both ends, weighted so that its gradient is the quotient."""
+        norm = vector.norm(dim=1, keepdim=True)
+        length = norm.clamp(min=torch.finfo(vector.dtype).tiny)
+        step = _STEP.get(vector.dtype, _STEP[torch.float32]) / length  # (B, 1)
+        with torch.enable_grad():
+            ends = torch.stack([at + step * vector, at - step * vector], dim=1).requires_grad_()
+            share = torch.cat([0.5 / step, -0.5 / step], dim=1) * (norm > 0)  # (B, 2)
+            total = (share * self.bound(ends, eps.unsqueeze(1))).sum()
+            found = torch.autograd.grad(total, [ends, *self.parameters], allow_unused=True)
+        of_ends = found[0]
+        assert of_ends is not None  # the bound depends on lambda
+        return of_ends.sum(1), found[1:]
 
 
 @contextmanager

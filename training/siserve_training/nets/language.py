@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -9,8 +10,9 @@ from torch import Tensor, nn
 
 from siserve_training.nets.gru import PackedLayout
 from siserve_training.nets.lstm import packed_lstm
+from siserve_training.nets.output import WordSample
 
-__all__ = ["LatentDecoder", "SentenceReader", "initialise_uniform"]
+__all__ = ["DecoderWeights", "LatentDecoder", "SentenceReader", "initialise_uniform"]
 
 
 class SentenceReader(nn.Module):
@@ -37,6 +39,32 @@ class SentenceReader(nn.Module):
         return last
 
 
+@dataclass(frozen=True)
+class DecoderWeights:
+    """A decoder's weights in the type of its arithmetic, what words tell it projected already.
+
+    Attributes:
+        words: what each of M words adds to the gates, biases in it, (M, 4H).
+        latent: (4H, D).
+        recurrent: (4H, H).
+        init: (H, D).
+        out: of S words, (S, H).
+        out_bias: (S,).
+    """
+
+    words: Tensor
+    latent: Tensor
+    recurrent: Tensor
+    init: Tensor
+    out: Tensor
+    out_bias: Tensor
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """In the order of the attributes."""
+        return self.words, self.latent, self.recurrent, self.init, self.out, self.out_bias
+
+
 class LatentDecoder(nn.Module):
     """LSTM language model that is told the latent at every step and starts from it.
 
@@ -60,6 +88,25 @@ class LatentDecoder(nn.Module):
         """Return what is carried into the first step, (..., D) to (..., 2H+D)."""
         cell = self.init(z)
         return torch.cat([torch.tanh(cell), cell, z.to(cell.dtype)], dim=-1)
+
+    def weights(self, words: Tensor, sample: WordSample | None = None) -> DecoderWeights:
+        """Return the weights, differentiable, for many runs over the same words.
+
+        Args:
+            words: vectors of the distinct words, (M, W).
+            sample: words over which the softmax is estimated; None for all.
+        """
+        width = words.shape[1]
+        lstm = self.lstm
+        biases = cast(Tensor, lstm.bias_ih_l0 + lstm.bias_hh_l0)
+        inputs = cast(Tensor, lstm.weight_ih_l0)
+        projected = nn.functional.linear(words, inputs[:, :width], biases)
+        out, out_bias = self.out.weight, self.out.bias
+        if sample is not None:
+            out = out.index_select(0, sample.ids)
+            out_bias = out_bias.index_select(0, sample.ids) + sample.log_weight
+        others = (inputs[:, width:], cast(Tensor, lstm.weight_hh_l0), self.init.weight)
+        return DecoderWeights(projected, *(w.to(projected.dtype) for w in (*others, out, out_bias)))
 
     def forward(
         self, words: Tensor, places: Tensor, layout: PackedLayout, carried: Tensor

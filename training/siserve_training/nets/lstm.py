@@ -14,7 +14,32 @@ from torch import Tensor, nn
 
 from siserve_training.nets.gru import PackedLayout
 
-__all__ = ["packed_lstm"]
+__all__ = ["StepProduct", "packed_lstm", "packed_states"]
+
+
+class StepProduct:
+    """Rows times the transpose of a weight, for a weight that many small sets of rows meet.
+
+    oneDNN lays a bf16 weight out anew for each product, which for a batch's rows costs as much as
+    the product itself; here it is laid out once.
+
+    Args:
+        weight: (O, I).
+        rows: how many usually come at a time.
+    """
+
+    def __init__(self, weight: Tensor, rows: int) -> None:
+        self.transposed = weight.t()
+        self.packed = None
+        if weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            self.packed = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """Multiply, (R, I) to (R, O)."""
+        if self.packed is None:
+            return torch.mm(rows, self.transposed)
+        product = torch.ops.mkldnn._linear_pointwise(rows, self.packed, None, "none", [], "")
+        return cast(Tensor, product)
 
 
 class _PackedLSTM(torch.autograd.Function):
@@ -30,6 +55,8 @@ class _PackedLSTM(torch.autograd.Function):
         cell: Tensor,
         weight: Tensor,
         sizes: list[int],
+        forth: StepProduct,
+        back: StepProduct | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         hidden = state.shape[1]
         places = len(index)
@@ -39,15 +66,18 @@ class _PackedLSTM(torch.autograd.Function):
         squashed = table.new_empty(places, hidden)  # tanh of the cells
         outputs = table.new_empty(places, hidden)
         last_state, last_cell = state.clone(), cell.clone()
-        transposed = weight.t()
+        torch.index_select(table, 0, index, out=gates)
         start = 0
         for size in sizes:
             at = slice(start, start + size)
             state, cell = state[:size], cell[:size]
             before[at], cells_before[at] = state, cell
             here = gates[at]
-            torch.addmm(constant[:size], state, transposed, out=here)
-            here += table.index_select(0, index[at])
+            here += constant[:size]
+            if forth.packed is None:
+                here.addmm_(state, forth.transposed)
+            else:
+                here += forth(state)
             here[:, : 2 * hidden].sigmoid_()
             here[:, 2 * hidden : 3 * hidden].tanh_()
             here[:, 3 * hidden :].sigmoid_()
@@ -58,7 +88,7 @@ class _PackedLSTM(torch.autograd.Function):
             last_state[:size], last_cell[:size] = state, cell
             start += size
         ctx.save_for_backward(index, weight, gates, before, cells_before, squashed)
-        ctx.sizes, ctx.rows = sizes, len(table)
+        ctx.sizes, ctx.rows, ctx.back = sizes, len(table), back
         return outputs, last_state, last_cell
 
     @staticmethod
@@ -85,7 +115,10 @@ class _PackedLSTM(torch.autograd.Function):
             slopes[at, :3] *= of_cell.unsqueeze(1)
             slopes[at, 3] *= of_state
             of_cell *= f[at]
-            torch.mm(grad_gates[at], weight, out=of_state)
+            if ctx.back is None:
+                torch.mm(grad_gates[at], weight, out=of_state)
+            else:
+                of_state.copy_(ctx.back(grad_gates[at]))
             stop -= size
         wants = ctx.needs_input_grad
         grad_table = grad_constant = None
@@ -98,7 +131,37 @@ class _PackedLSTM(torch.autograd.Function):
                 grad_constant[:size] += grad_gates[start : start + size]
                 start += size
         grad_weight = grad_gates.t() @ before if wants[5] else None
-        return grad_table, None, grad_constant, state, cell, grad_weight, None
+        return grad_table, None, grad_constant, state, cell, grad_weight, None, None, None
+
+
+def packed_states(
+    table: Tensor,
+    index: Tensor,
+    constant: Tensor,
+    state: tuple[Tensor, Tensor],
+    weight: Tensor,
+    sizes: list[int],
+    products: tuple[StepProduct, StepProduct | None] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Run the recurrence alone on the CPU, on inputs that are projected already.
+
+    Args:
+        table: what distinct inputs add to the gates, (M, 4H).
+        index: row of the table at each packed place, (N,).
+        constant: what each row adds to the gates at all of its steps, (R, 4H).
+        state: first states and cells, (R, H) each.
+        weight: recurrent weight, (4H, H).
+        sizes: rows of each step.
+        products: with the weight and with its transpose, for a weight that more runs share.
+
+    Returns:
+        States at each place, (N, H), and each row's last state, (R, H).
+    """
+    forth, back = products or (StepProduct(weight.detach(), sizes[0]), None)
+    outputs, last, _ = _PackedLSTM.apply(  # type: ignore[no-untyped-call]
+        table, index, constant, *state, weight, sizes, forth, back
+    )
+    return outputs, last
 
 
 def packed_lstm(
@@ -143,12 +206,9 @@ def packed_lstm(
         shift = biases.expand(rows, -1)
     else:
         shift = nn.functional.linear(constant.to(projected.dtype), weight_ih[:, width:]) + biases
-    tensors = [t.to(projected.dtype) for t in (shift, *state, weight_hh)]
+    shift, h, c, weight = (t.to(projected.dtype) for t in (shift, *state, weight_hh))
     with torch.autocast("cpu", enabled=False):  # the inputs' type is the type of the recurrence
-        outputs, last, _ = _PackedLSTM.apply(  # type: ignore[no-untyped-call]
-            projected, index, *tensors, layout.batch_sizes.tolist()
-        )
-    return outputs, last
+        return packed_states(projected, index, shift, (h, c), weight, layout.batch_sizes.tolist())
 
 
 def _library_lstm(

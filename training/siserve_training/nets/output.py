@@ -16,7 +16,7 @@ import torch
 from numpy.random import Generator
 from torch import Tensor, nn
 
-__all__ = ["WordSample", "bag_log_probs", "token_log_probs"]
+__all__ = ["WordSample", "bag_log_probs", "linear_log_probs", "token_log_probs"]
 
 _CHUNK_TOKENS = 512
 
@@ -157,8 +157,12 @@ def token_log_probs(
     with torch.autocast(device, enabled=False):
         if not torch.is_grad_enabled():
             return _log_probs(states, weight, bias, targets)
-        log_probs = _LinearLogProb.apply(states, weight, bias, targets)  # type: ignore[no-untyped-call]
-    return cast(Tensor, log_probs)
+        return linear_log_probs(states, weight, bias, targets)
+
+
+def linear_log_probs(states: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> Tensor:
+    """Return log softmax(states @ weight.T + bias)[target] in the type that all of them have."""
+    return cast(Tensor, _LinearLogProb.apply(states, weight, bias, targets))  # type: ignore[no-untyped-call]
 
 
 def bag_log_probs(
