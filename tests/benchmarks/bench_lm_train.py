@@ -27,7 +27,7 @@ from siserve_training.errors import CorpusError
 from siserve_training.methods import load_method
 from siserve_training.models.language import LanguageModel
 from siserve_training.objectives.schedules import Moment
-from siserve_training.reproduce.results import machine
+from siserve_training.reproduce.machine import machine
 from siserve_training.tasks.lm import (
     TASK,
     SentenceData,
