@@ -98,10 +98,11 @@ class LatentDecoder(nn.Module):
         """
         width = words.shape[1]
         lstm = self.lstm
-        biases = cast(Tensor, lstm.bias_ih_l0 + lstm.bias_hh_l0)
+        biases = cast(Tensor, lstm.bias_ih_l0) + cast(Tensor, lstm.bias_hh_l0)
         inputs = cast(Tensor, lstm.weight_ih_l0)
         projected = nn.functional.linear(words, inputs[:, :width], biases)
-        out, out_bias = self.out.weight, self.out.bias
+        out: Tensor = self.out.weight
+        out_bias: Tensor = self.out.bias
         if sample is not None:
             out = out.index_select(0, sample.ids)
             out_bias = out_bias.index_select(0, sample.ids) + sample.log_weight
