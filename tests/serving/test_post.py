@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from functools import partial
 
 from siserve.serving.post import Post
 
@@ -9,13 +10,18 @@ from siserve.serving.post import Post
 def test_what_is_sent_in_one_breath_wakes_the_loop_once(monkeypatch):
     async def run():
         loop = asyncio.get_running_loop()
-        post, done, wakes = Post(), [], []
+        post = Post()
+        done: list[int] = []
+        wakes: list[object] = []
         wake = loop.call_soon_threadsafe
-        monkeypatch.setattr(
-            loop, "call_soon_threadsafe", lambda act: (wakes.append(act), wake(act))[1]
-        )
+
+        def counted(act):
+            wakes.append(act)
+            return wake(act)
+
+        monkeypatch.setattr(loop, "call_soon_threadsafe", counted)
         for number in range(5):
-            post.send(lambda number=number: done.append(number))
+            post.send(partial(done.append, number))
         assert not done and len(wakes) == 1
         await asyncio.sleep(0)
         assert done == [*range(5)]
@@ -28,7 +34,8 @@ def test_what_is_sent_in_one_breath_wakes_the_loop_once(monkeypatch):
 
 def test_nothing_is_lost_or_out_of_order_when_threads_send_at_once():
     async def run():
-        post, done, every = Post(), [], asyncio.Event()
+        post, every = Post(), asyncio.Event()
+        done: list[tuple[int, int]] = []
 
         def act(thread, number):
             done.append((thread, number))
@@ -37,14 +44,14 @@ def test_nothing_is_lost_or_out_of_order_when_threads_send_at_once():
 
         def send(thread):
             for number in range(500):
-                post.send(lambda number=number: act(thread, number))
+                post.send(partial(act, thread, number))
 
         threads = [threading.Thread(target=send, args=(each,)) for each in range(4)]
         for thread in threads:
             thread.start()
         await asyncio.wait_for(every.wait(), 30)
-        for thread in range(4):
-            assert [number for each, number in done if each == thread] == [*range(500)]
+        for sender in range(4):
+            assert [number for each, number in done if each == sender] == [*range(500)]
 
     asyncio.run(run())
 
