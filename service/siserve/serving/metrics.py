@@ -99,6 +99,14 @@ class Metrics:
             "End of validity of the certificate in use, since 1970; 0 without TLS.",
             registry=registry,
         )
+        self._tls_handshakes = Counter(
+            "siserve_tls_handshakes", "TLS handshakes that clients began.", registry=registry
+        )
+        self._tls_connections = Counter(
+            "siserve_tls_connections",
+            "TLS connections that brought a call; the other handshakes were refused or given up.",
+            registry=registry,
+        )
         self._model_loads = Counter(
             "siserve_model_loads",
             "Bundles that came while the server ran, by what became of them.",
@@ -121,6 +129,14 @@ class Metrics:
     def certificate_taken(self, expires: float) -> None:
         """Tell when the certificate that is in use from now on expires, seconds since 1970."""
         self._certificate_expiry.set(expires)
+
+    def handshake_began(self) -> None:
+        """Count a TLS handshake, whatever comes of it."""
+        self._tls_handshakes.inc()
+
+    def connection_met(self) -> None:
+        """Count a TLS connection that is in use."""
+        self._tls_connections.inc()
 
     def engine_observer(self) -> EngineGauges:
         """Make the observer of one engine; gauges add up over engines."""
