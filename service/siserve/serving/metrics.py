@@ -40,7 +40,10 @@ class Metrics:
             registry=registry,
         )
         self._request_seconds = _seconds(
-            registry, "request", "Time from a call's arrival to its answer.", ["method"]
+            registry,
+            "request",
+            "Time from a call's arrival to its answer, but for RESOURCE_EXHAUSTED.",
+            ["method"],
         )
         self._queue_seconds = _seconds(registry, "queue", "Time that a request waited.")
         self._encode_seconds = _seconds(
@@ -162,8 +165,13 @@ class Metrics:
         self._model_loads.labels(result).inc()
 
     def call_answered(self, method: str, code: str, seconds: float, trace_id: str = "") -> None:
-        """Count a call, whatever came of it; a trace goes with its time as an exemplar."""
+        """Count a call, whatever came of it; a trace goes with its time as an exemplar.
+
+        Calls that were not taken have no time: under overload they would be the median.
+        """
         self._of_call(method, code).inc()
+        if code == "RESOURCE_EXHAUSTED":
+            return
         exemplar = {"trace_id": trace_id} if trace_id else None
         self._of_method(method).observe(seconds, exemplar)
 
