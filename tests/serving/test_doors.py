@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import grpc
 from siserve.serving.calls import OpenCalls
@@ -51,11 +52,11 @@ def open_hall(gate: Gate) -> tuple[Hall, Metrics, OpenCalls]:
 async def code_of(channel: grpc.aio.Channel, name: str, metadata=()) -> grpc.StatusCode:
     """Make a call of what is no message at all."""
     streams = DIALOG.methods_by_name[name].server_streaming
-    make = channel.unary_stream if streams else channel.unary_unary
-    call = make(f"/{SERVICE}/{name}")(NO_MESSAGE, timeout=10, metadata=metadata)
+    make: Any = channel.unary_stream if streams else channel.unary_unary
+    call = make(f"/{SERVICE}/{name}", None, None)(NO_MESSAGE, timeout=10, metadata=metadata)
     code = await call.code()
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
-        assert (await call.details()).startswith("8 responses wait already")
+        assert str(await call.details()).startswith("8 responses wait already")
         trailing = dict(await call.trailing_metadata())
         assert b"RetryInfo" in trailing["grpc-status-details-bin"] and trailing["x-request-id"]
     return code
@@ -69,7 +70,7 @@ async def test_calls_that_would_wait_are_refused_unread_and_others_are_answered(
             labels = {"method": name, "code": "RESOURCE_EXHAUSTED"}
             assert metrics.registry.get_sample_value("siserve_requests_total", labels) == 1
         assert await code_of(channel, "GetModel") is grpc.StatusCode.INVALID_ARGUMENT
-        get_model = channel.unary_unary(f"/{SERVICE}/GetModel")
+        get_model = channel.unary_unary(f"/{SERVICE}/GetModel", None, None)
         told = await get_model(dialog_pb2.GetModelRequest().SerializeToString(), timeout=10)
         assert dialog_pb2.GetModelResponse.FromString(told).name == "full"
     assert calls.number == 0
