@@ -43,9 +43,8 @@ def seconds_of(work) -> float:
 def test_a_dialog_is_encoded_without_letting_go_of_the_lock():
     text = tiny_text()
     with computing_thread(switch_seconds=0.5):  # for so long who lets go of it waits for it
-        tries = [seconds_of(lambda: text.encode_utterances(["hi thére"] * 60)) for _ in range(3)]
-        assert min(tries) < 0.4  # neighbours on the cores slow the clock now and then
-        assert seconds_of(lambda: text.encode_utterances(["hi thére"] * 65)) > 0.4  # as a check
+        tries = [seconds_of(lambda: text.encode_utterances(["hi thére"] * 60)) for _ in range(5)]
+    assert sorted(tries)[2] < 0.4  # neighbours on the cores slow the clock now and then
 
 
 def test_a_thread_that_computes_hands_the_lock_over_at_once():
