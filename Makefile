@@ -97,7 +97,7 @@ clean: ## remove the environments and caches
 .venv/.ready: pyproject.toml requirements/constraints.txt
 	@echo "setting up .venv (to train, test and lint)"
 	@test -x .venv/bin/python || "$(PYTHON)" -m venv .venv
-	@.venv/bin/python $(PIP_INSTALL) --editable '.[cpu,train,dev]'
+	@.venv/bin/python $(PIP_INSTALL) --editable '.[cpu,train,otel,dev]'
 	@touch $@
 
 .venv-protoc/.ready: requirements/protoc.txt

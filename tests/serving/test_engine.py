@@ -357,6 +357,26 @@ def test_room_is_told_before_a_job_is_made(sessions, manifest):
         engine.check_room()
 
 
+def test_room_for_less_than_what_waits_usually_asks_for_is_none_for_a_job_unread(
+    sessions, manifest
+):
+    gate = Gate(sessions.decoder)
+    gated = replaced(sessions, decoder=gate)
+    with running(gated, manifest, EngineOptions(max_queue_rows=14, max_rows=5)) as (engine, _):
+        engine.submit(make_job(manifest, 0))
+        assert gate.entered.acquire(timeout=10)
+        engine.submit(make_job(manifest, 1))
+        engine.check_room()
+        waiting = engine.submit(make_job(manifest, 2))
+        with pytest.raises(QueueFull, match="10 responses wait"):
+            engine.check_room()
+        small = engine.submit(make_job(manifest, 3, n=4))  # a job that was read has its place
+        gate.open()
+        waiting.result(10)
+        small.result(10)
+        engine.check_room()
+
+
 def test_stopping_finishes_what_was_taken_and_takes_no_more(sessions, manifest):
     with running(sessions, manifest) as (engine, _):
         results = [engine.submit(make_job(manifest, seed)) for seed in range(30)]

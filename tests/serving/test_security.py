@@ -1,8 +1,11 @@
 """Who gets in: certificates, keys, and what a refusal tells to whom."""
 
 import os
+import re
 import shutil
+import ssl
 import time
+import urllib.request
 from pathlib import Path
 
 import grpc
@@ -114,8 +117,6 @@ def test_without_a_valid_key_nothing_but_health_answers(start_server, run_siserv
 
 
 def scrape(server, name: str) -> dict[str, float]:
-    import urllib.request
-
     with urllib.request.urlopen(server.metrics_url, timeout=10) as reply:
         lines = reply.read().decode().splitlines()
     return {
@@ -247,6 +248,40 @@ def test_a_certificate_is_swapped_without_a_restart_and_a_bad_one_changes_nothin
     put(second.sign("two"))
     assert trusts(second) and not trusts(first)
     assert any("has expired" in line for line in server.log)
+
+
+def test_handshakes_that_are_refused_are_counted_at_both_doors(start_server, tmp_path):
+    ours, other = Authority(tmp_path / "ours"), Authority(tmp_path / "other", "other")
+    server = start_server(
+        *tls(ours.sign("server")), "--tls-client-ca", ours.certificate, "--http-port", "0"
+    )
+
+    def counted() -> tuple[float, ...]:
+        found = scrape(server, "siserve_tls_")
+        return tuple(found[f"siserve_tls_{name}_total"] for name in ("handshakes", "connections"))
+
+    def shown(signed) -> Credentials:
+        return Credentials(tls_ca=ours.certificate, tls_cert=signed.certificate, tls_key=signed.key)
+
+    with server.client(credentials=shown(ours.sign("client"))) as client:
+        for _ in range(3):
+            client.generate(DIALOG)
+    assert counted() == (1, 1)
+    assert refusal(server.client(2, shown(other.sign("stranger")))).code.name == "UNAVAILABLE"
+    began, met = counted()
+    assert began > 1 and met == 1
+    (url,) = re.findall(r"page on (https://\S+)", "\n".join(server.log))
+    url = url.replace("127.0.0.1", "localhost")
+    for signed, number_met in ((other.sign("stranger"), 1), (ours.sign("client"), 2)):
+        context = ssl.create_default_context(cafile=ours.certificate)
+        context.load_cert_chain(signed.certificate, signed.key)
+        if number_met == 1:
+            with pytest.raises(OSError):
+                urllib.request.urlopen(url, timeout=10, context=context)
+        else:
+            urllib.request.urlopen(url, timeout=10, context=context).close()
+        began += 1
+        assert counted() == (began, number_met)
 
 
 @pytest.mark.parametrize(

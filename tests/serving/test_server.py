@@ -386,7 +386,7 @@ def test_every_metric_has_a_help_text(server):
         lines = reply.read().decode().splitlines()
     typed = {line.split()[2] for line in lines if line.startswith("# TYPE siserve_")}
     helped = {line.split()[2]: line.split(maxsplit=3)[3] for line in lines if "# HELP sis" in line}
-    assert typed == set(helped) and len(typed) == 19
+    assert typed == set(helped) and len(typed) == 21
     assert all(text.endswith(".") or text.endswith("1.") for text in helped.values())
 
 

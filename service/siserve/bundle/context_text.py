@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from siserve.bundle.text import ContextWindow, last_utterances
+from siserve.bundle.text import ContextWindow, encodings, last_utterances
 
 __all__ = ["ContextText"]
 
@@ -62,7 +62,7 @@ class ContextText:
 
     def encode_utterances(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
         """Return ids of each text, marks around them and what is too long cut off."""
-        return [tuple(encoding.ids) for encoding in self.tokenizer.encode_batch(list(texts))]
+        return [tuple(encoding.ids) for encoding in encodings(self.tokenizer, texts, marks=True)]
 
     def context_window(
         self, turns: Sequence[tuple[str, Sequence[int]]], responder: str, window: int = 9

@@ -67,7 +67,7 @@ class Summary:
         calls: a second, of all methods.
         errors: a second, by status code.
         responses: a second.
-        p50: of GenerateResponses, seconds; so `p99`.
+        p50: of GenerateResponses that were taken, seconds; so `p99`.
         rows: in flight at the end.
         waiting: requests that wait at the end.
         distinct_1: mean of the requests' values; so `distinct_2`.
@@ -192,8 +192,11 @@ def render(after: Scrape, summary: Summary) -> RenderableType:
         if after.sum("siserve_model_info", **labels)
     ]
     table = Table.grid(padding=(0, 3))
+    for least_width in (14, 10):  # so that nothing moves when numbers grow
+        table.add_column(min_width=least_width)
+        table.add_column(min_width=10, justify="right")
     table.add_row("calls", f"{summary.calls:.1f}/s", "responses", f"{summary.responses:.1f}/s")
-    table.add_row("p50", _milliseconds(summary.p50), "p99", _milliseconds(summary.p99))
+    table.add_row("p50", _time(summary.p50), "p99", _time(summary.p99))
     table.add_row("rows in flight", f"{summary.rows:.0f}", "waiting", f"{summary.waiting:.0f}")
     table.add_row(
         "distinct-1", _share(summary.distinct_1), "distinct-2", _share(summary.distinct_2)
@@ -203,8 +206,10 @@ def render(after: Scrape, summary: Summary) -> RenderableType:
     return Group(Text(", ".join(current), style="bold"), table, errors)
 
 
-def _milliseconds(seconds: float | None) -> str:
-    return "-" if seconds is None else f"{1000 * seconds:.1f} ms"
+def _time(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{1000 * seconds:.1f} ms"
 
 
 def _share(value: float | None) -> str:

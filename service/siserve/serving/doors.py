@@ -13,7 +13,8 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
-from typing import Any, NoReturn, cast
+from functools import partial
+from typing import Any, cast
 
 import grpc
 from google.protobuf import message_factory
@@ -21,7 +22,7 @@ from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import Message
 
 from siserve.serving.calls import Call, OpenCalls
-from siserve.serving.errors import DeadlinePassed, RequestError
+from siserve.serving.errors import DeadlinePassed, QueueFull, RequestError
 from siserve.serving.gate import Gate, Metadata
 from siserve.serving.logs import log_call
 from siserve.serving.metrics import Metrics
@@ -30,7 +31,7 @@ from siserve.serving.status import code_of, details_of
 from siserve.serving.tracing import Tracing
 from siserve.v1 import admin_pb2, dialog_pb2
 
-__all__ = ["ADMIN", "DIALOG", "SERVICE", "Hall", "request_id", "service_handler"]
+__all__ = ["ADMIN", "DIALOG", "SERVICE", "Hall", "Overflow", "request_id", "service_handler"]
 
 DIALOG = dialog_pb2.DESCRIPTOR.services_by_name["DialogService"]
 ADMIN = admin_pb2.DESCRIPTOR.services_by_name["AdminService"]
@@ -41,7 +42,8 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 _log = logging.getLogger(__name__)
 
 Context = grpc.aio.ServicerContext[Any, Any]
-Answer = Callable[[bytes, Call], Any]
+Answer = Callable[[Message, Call], Any]
+_Trailing = tuple[tuple[str, str | bytes], ...]
 
 
 def service_handler(
@@ -59,20 +61,17 @@ def service_handler(
     def handler(method: MethodDescriptor) -> grpc.RpcMethodHandler[Any, Any]:
         kind = message_factory.GetMessageClass(method.input_type)
 
-        def answer(serialized: bytes, call: Call) -> Any:
-            servicer: Any = servicers[service.full_name]
-            if method.name in getattr(servicer, "queued", ()):
-                servicer.check_room()  # an overload costs no more than must be
-            return getattr(servicer, method.name)(parse(kind, serialized), call)
+        def answer(message: Message, call: Call) -> Any:
+            return getattr(servicers[service.full_name], method.name)(message, call)
 
         if method.server_streaming:
             return grpc.unary_stream_rpc_method_handler(
-                _stream_door(method.name, answer, hall),
+                _stream_door(method.name, kind, answer, hall),
                 request_deserializer=None,
                 response_serializer=None,
             )
         return grpc.unary_unary_rpc_method_handler(
-            _door(method.name, answer, hall),
+            _door(method.name, kind, answer, hall),
             request_deserializer=None,
             response_serializer=None,
         )
@@ -82,11 +81,46 @@ def service_handler(
     )
 
 
-def _door(name: str, answer: Answer, hall: Hall) -> Callable[[bytes, Context], Awaitable[bytes]]:
+class Overflow(grpc.GenericRpcHandler):  # type: ignore[type-arg]
+    """Refuses calls that would wait for a decoder, unread, while there is no room for them.
+
+    It stands before the handler of their service: gRPC takes a call in one step and reads its
+    message in the next, and under overload neither that nor anything that follows is to be paid.
+
+    Args:
+        servicers: see service_handler; that of the dialogs has `queued` and `check_room`.
+        hall: what refused calls pass too.
+    """
+
+    def __init__(self, servicers: Mapping[str, object], hall: Hall) -> None:
+        """Refuse nothing before there is a servicer."""
+        self._servicers, self._hall = servicers, hall
+
+    def service(self, handler_call_details: Any) -> grpc.RpcMethodHandler[Any, Any] | None:
+        """Return the handler that refuses a call, or None if it may go on."""
+        path, _, name = handler_call_details.method.rpartition("/")
+        servicer: Any = self._servicers.get(path[1:])
+        if name not in getattr(servicer, "queued", ()):
+            return None
+        try:
+            servicer.check_room()
+        except QueueFull as error:
+            # As of a call that streams its request, since those are not read before their handler.
+            return grpc.stream_unary_rpc_method_handler(partial(self._refuse, name, error))
+        return None
+
+    async def _refuse(self, name: str, error: QueueFull, unread: object, context: Context) -> None:
+        async with self._hall.passage(name, context):
+            raise error
+
+
+def _door(
+    name: str, kind: type[Message], answer: Answer, hall: Hall
+) -> Callable[[bytes, Context], Awaitable[bytes]]:
     async def pass_through(serialized: bytes, context: Context) -> bytes:
         reply = b""
         async with hall.passage(name, context) as call:
-            message: Message = await answer(serialized, call)
+            message: Message = await answer(parse(kind, serialized), call)
             reply = message.SerializeToString()
         return reply
 
@@ -94,11 +128,11 @@ def _door(name: str, answer: Answer, hall: Hall) -> Callable[[bytes, Context], A
 
 
 def _stream_door(
-    name: str, answer: Answer, hall: Hall
+    name: str, kind: type[Message], answer: Answer, hall: Hall
 ) -> Callable[[bytes, Context], AsyncIterator[bytes]]:
     async def pass_through(serialized: bytes, context: Context) -> AsyncIterator[bytes]:
         async with hall.passage(name, context) as call:
-            async with aclosing(answer(serialized, call)) as messages:
+            async with aclosing(answer(parse(kind, serialized), call)) as messages:
                 async for message in messages:
                     yield message.SerializeToString()
 
@@ -114,6 +148,7 @@ class Hall:
         gate: says who calls, before a message is parsed.
         tracing: told of each call; None = nobody is.
         exemplars: whether metrics are told the trace that a call belongs to.
+        meet: told the peer of each call; None = nobody is.
     """
 
     def __init__(
@@ -123,9 +158,10 @@ class Hall:
         gate: Gate,
         tracing: Tracing | None = None,
         exemplars: bool = False,
+        meet: Callable[[str], None] | None = None,
     ) -> None:
         """Keep them."""
-        self._metrics, self.calls, self.gate = metrics, calls, gate
+        self._metrics, self.calls, self.gate, self._meet = metrics, calls, gate, meet
         self._tracing, self._exemplars = tracing, exemplars
         self._line_told, self._lines_untold = 0.0, 0
 
@@ -136,26 +172,36 @@ class Hall:
         code = grpc.StatusCode.OK
         metadata = tuple(context.invocation_metadata() or ())
         facts: dict[str, Any] = {"request_id": request_id(metadata)}
-        told = (("x-request-id", facts["request_id"]),)
-        context.set_trailing_metadata(told)
-        context.add_done_callback(lambda _: self.calls.end())  # type: ignore[arg-type]
+        told: _Trailing = (("x-request-id", facts["request_id"]),)
+        refusal: tuple[str, _Trailing] | None = None
+        if self._meet is not None:
+            self._meet(context.peer())
         try:
             self.calls.begin()
-            caller = self.gate.identify(metadata, context.auth_context())
+            certificate = context.auth_context() if self.gate.reads_certificates else None
+            caller = self.gate.identify(metadata, certificate)
             facts["caller"] = caller.name
             yield Call(caller, _deadline(context), facts)
+            context.set_trailing_metadata(told)
         except RequestError as error:
-            code = code_of(error)
-            await _abort(context, code, str(error), (*told, *details_of(error)))
+            code, refusal = code_of(error), (str(error), (*told, *details_of(error)))
         except (asyncio.CancelledError, GeneratorExit):
             code = _reason_of_cancel(context)
+            self.calls.end()
             raise
         except Exception:
-            code = grpc.StatusCode.INTERNAL
             _log.exception("%s failed", name)
-            await _abort(context, code, "the server failed on this request; see its log", told)
-        finally:
+            code = grpc.StatusCode.INTERNAL
+            refusal = ("the server failed on this request; see its log", told)
+        finally:  # before the answer: who has it finds it counted
             self.told(name, code.name, time.perf_counter() - started, metadata, facts)
+        if refusal is None:
+            context.add_done_callback(lambda _: self.calls.end())  # type: ignore[arg-type]
+            return
+        try:
+            await context.abort(code, *refusal)
+        finally:
+            self.calls.end()
 
     def told(
         self, name: str, code: str, seconds: float, metadata: Metadata, facts: dict[str, Any]
@@ -202,16 +248,6 @@ def _deadline(context: Context) -> float:
     if remaining <= 0:
         raise DeadlinePassed("the deadline had passed when the request came")
     return time.monotonic() + remaining
-
-
-async def _abort(
-    context: Context,
-    code: grpc.StatusCode,
-    text: str,
-    details: tuple[tuple[str, str | bytes], ...],
-) -> NoReturn:
-    await context.abort(code, text, details)
-    raise AssertionError("abort raises")
 
 
 def _reason_of_cancel(context: Context) -> grpc.StatusCode:

@@ -7,13 +7,21 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import grpc
+from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from siserve.bundle.errors import UsageError
 from siserve.serving.errors import RequestError
 from siserve.serving.keys import Caller, Keyring
 from siserve.serving.status import code_of
 
-__all__ = ["Gate", "Metadata", "ReflectionGuard", "check_exposure", "is_loopback"]
+__all__ = [
+    "Gate",
+    "Metadata",
+    "ReflectionGuard",
+    "check_exposure",
+    "is_loopback",
+    "reflection_handler",
+]
 
 _REFLECTION = "/grpc.reflection."
 Metadata = Iterable[tuple[str, str | bytes]]
@@ -24,11 +32,18 @@ class Gate:
 
     Args:
         keyring: the keys; None = no key is asked for.
+        asks_certificates: whether clients need a certificate.
     """
 
-    def __init__(self, keyring: Keyring | None) -> None:
+    def __init__(self, keyring: Keyring | None, asks_certificates: bool = False) -> None:
         """Keep the keys."""
         self._keyring = keyring
+        self._asks_certificates = asks_certificates
+
+    @property
+    def reads_certificates(self) -> bool:
+        """Whether callers are named by their certificates."""
+        return self._keyring is None and self._asks_certificates
 
     def identify(
         self, metadata: Metadata, certificate: Mapping[str, Iterable[bytes]] | None = None
@@ -50,21 +65,40 @@ class Gate:
         return Caller(next(iter(names), b"").decode(errors="replace"))
 
 
-class ReflectionGuard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
-    """Keeps the reflection service behind the same gate."""
+class ReflectionGuard(grpc.GenericRpcHandler):  # type: ignore[type-arg]
+    """Keeps the reflection service behind the same gate; it stands before that service."""
 
     def __init__(self, gate: Gate) -> None:
         """Guard by `gate`."""
         self._gate = gate
 
-    async def intercept_service(self, continuation: Any, details: Any) -> Any:
-        """Refuse calls of reflection that the gate refuses; let all others through."""
-        if details.method.startswith(_REFLECTION):
+    def service(self, handler_call_details: Any) -> grpc.RpcMethodHandler[Any, Any] | None:
+        """Return a handler that refuses calls which the gate refuses; None for all others."""
+        if handler_call_details.method.startswith(_REFLECTION):
             try:
-                self._gate.identify(details.invocation_metadata)
+                self._gate.identify(handler_call_details.invocation_metadata)
             except RequestError as error:
                 return grpc.stream_stream_rpc_method_handler(_refusal(error))
-        return await continuation(details)
+        return None
+
+
+def reflection_handler(names: Iterable[str]) -> grpc.GenericRpcHandler[Any, Any]:
+    """Make the handler of the reflection service.
+
+    What the library adds itself is asked before all others, so that no guard could stand before it.
+
+    Args:
+        names: of the services that are told.
+    """
+    servicer = reflection.aio.ReflectionServicer(names)  # type: ignore[attr-defined]
+    answer = grpc.stream_stream_rpc_method_handler(
+        servicer.ServerReflectionInfo,
+        reflection_pb2.ServerReflectionRequest.FromString,
+        reflection_pb2.ServerReflectionResponse.SerializeToString,
+    )
+    return grpc.method_handlers_generic_handler(
+        reflection.SERVICE_NAME, {"ServerReflectionInfo": answer}
+    )
 
 
 def _refusal(error: RequestError) -> Any:

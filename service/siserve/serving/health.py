@@ -31,11 +31,12 @@ class Health:
 
     Args:
         server: the health service is added to it.
+        meet: told the peer of each probe; None = nobody is.
     """
 
-    def __init__(self, server: grpc.aio.Server) -> None:
+    def __init__(self, server: grpc.aio.Server, meet: Callable[[str], None] | None = None) -> None:
         """Begin neither live nor ready; see begin()."""
-        self._servicer: Any = health.aio.HealthServicer()  # type: ignore[attr-defined]
+        self._servicer: Any = _Servicer(meet)
         health_pb2_grpc.add_HealthServicer_to_server(self._servicer, server)
         self._is_ready = False
         self._is_live = True
@@ -73,3 +74,17 @@ class Health:
         status = _STATUS.SERVING if is_serving else _STATUS.NOT_SERVING
         for name in names:
             await self._servicer.set(name, status)
+
+
+class _Servicer(health.aio.HealthServicer):  # type: ignore[misc, name-defined]
+    """The standard one, which tells who asks."""
+
+    def __init__(self, meet: Callable[[str], None] | None) -> None:
+        super().__init__()
+        self._meet = meet
+
+    async def Check(self, request: Any, context: Any) -> Any:
+        """Answer a probe."""
+        if self._meet is not None:
+            self._meet(context.peer())
+        return await super().Check(request, context)

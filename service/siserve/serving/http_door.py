@@ -6,13 +6,14 @@ import asyncio
 import contextlib
 import logging
 import ssl
+from collections.abc import Callable
 
 import h11
 
 from siserve.bundle.errors import SiserveError
 from siserve.serving.http_routes import Reply, Request, Routes
 from siserve.serving.options import ConnectionLimits
-from siserve.serving.tls import Certificate
+from siserve.serving.tls import Certificate, Handshakes
 
 __all__ = ["HttpDoor"]
 
@@ -38,14 +39,24 @@ class HttpDoor:
         self._server: asyncio.Server | None = None
         self._refresher: asyncio.Task[None] | None = None
         self._is_closing = False
+        self._met: Callable[[], None] | None = None
 
-    async def open(self, host: str, port: int, certificate: Certificate | None) -> int:
+    async def open(
+        self,
+        host: str,
+        port: int,
+        certificate: Certificate | None,
+        handshakes: Handshakes | None = None,
+    ) -> int:
         """Listen; return the port.
 
         Raises:
             SiserveError: if the port cannot be had.
         """
         context = certificate.context() if certificate else None
+        if context is not None and handshakes is not None:
+            context.sni_callback = lambda *_: handshakes.begin()
+            self._met = handshakes.met
         try:
             self._server = await asyncio.start_server(
                 self._serve,
@@ -77,6 +88,8 @@ class HttpDoor:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
+        if self._met is not None:
+            self._met()
         if task is None or self._is_closing or len(self._connections) >= MAX_CONNECTIONS:
             writer.close()
             return

@@ -119,7 +119,10 @@ class JobQueue:
             job.submitted = time.monotonic()
             if job.submitted > job.deadline:
                 raise DeadlinePassed("the deadline had passed when the request came")
-            self._check_room(rows)
+            if self._is_full_for(rows):
+                self._drop_abandoned()
+            if self._is_full_for(rows):
+                raise self._no_room()
             job.result.set_running_or_notify_cancel()  # who awaits it cannot take it back now
             if not self._waiting:
                 self.progress = job.submitted
@@ -129,13 +132,19 @@ class JobQueue:
             self._wake.notify()
 
     def check_room(self) -> None:
-        """Refuse what is not even read yet, if there is no room for one row.
+        """Refuse what is not even read yet, if there is no room for a job like those that wait.
+
+        Without the lock: who refuses calls by the thousand shall not wait for a worker that has it.
 
         Raises:
             QueueFull: telling when there will be.
         """
-        with self._wake:
-            self._check_room(1, patience_s=_DROP_SECONDS)
+        rows = self._waiting_rows // max(1, len(self._waiting))
+        if self._is_full_for(rows) and time.monotonic() - self._dropped >= _DROP_SECONDS:
+            with self._wake:
+                self._drop_abandoned()
+        if self._is_full_for(rows):
+            raise self._no_room()
 
     def take(self, num_rows: int, is_busy: bool) -> list[AnyJob] | None:
         """Return jobs that a worker is to start now; wait for one if it has nothing else to do.
@@ -197,15 +206,11 @@ class JobQueue:
             self._wake.notify()  # another worker may have room
         return taken
 
-    def _check_room(self, rows: int, patience_s: float = 0.0) -> None:
-        """Look for room, among abandoned jobs too unless that was done within `patience_s`."""
-        if self._is_full_for(rows) and time.monotonic() - self._dropped >= patience_s:
-            self._drop_abandoned()
-        if self._is_full_for(rows):
-            raise QueueFull(
-                f"{self._waiting_rows} responses wait already",
-                self._pace.seconds_for(self._waiting_rows),
-            )
+    def _no_room(self) -> QueueFull:
+        return QueueFull(
+            f"{self._waiting_rows} responses wait already",
+            self._pace.seconds_for(self._waiting_rows),
+        )
 
     def _is_full_for(self, rows: int) -> bool:
         """Say whether rows find no room in the queue; in an empty one any number does."""

@@ -40,7 +40,10 @@ class Metrics:
             registry=registry,
         )
         self._request_seconds = _seconds(
-            registry, "request", "Time from a call's arrival to its answer.", ["method"]
+            registry,
+            "request",
+            "Time from a call's arrival to its answer, but for RESOURCE_EXHAUSTED.",
+            ["method"],
         )
         self._queue_seconds = _seconds(registry, "queue", "Time that a request waited.")
         self._encode_seconds = _seconds(
@@ -99,6 +102,14 @@ class Metrics:
             "End of validity of the certificate in use, since 1970; 0 without TLS.",
             registry=registry,
         )
+        self._tls_handshakes = Counter(
+            "siserve_tls_handshakes", "TLS handshakes that clients began.", registry=registry
+        )
+        self._tls_connections = Counter(
+            "siserve_tls_connections",
+            "TLS connections that brought a call; the other handshakes were refused or given up.",
+            registry=registry,
+        )
         self._model_loads = Counter(
             "siserve_model_loads",
             "Bundles that came while the server ran, by what became of them.",
@@ -121,6 +132,14 @@ class Metrics:
     def certificate_taken(self, expires: float) -> None:
         """Tell when the certificate that is in use from now on expires, seconds since 1970."""
         self._certificate_expiry.set(expires)
+
+    def handshake_began(self) -> None:
+        """Count a TLS handshake, whatever comes of it."""
+        self._tls_handshakes.inc()
+
+    def connection_met(self) -> None:
+        """Count a TLS connection that is in use."""
+        self._tls_connections.inc()
 
     def engine_observer(self) -> EngineGauges:
         """Make the observer of one engine; gauges add up over engines."""
@@ -146,8 +165,13 @@ class Metrics:
         self._model_loads.labels(result).inc()
 
     def call_answered(self, method: str, code: str, seconds: float, trace_id: str = "") -> None:
-        """Count a call, whatever came of it; a trace goes with its time as an exemplar."""
+        """Count a call, whatever came of it; a trace goes with its time as an exemplar.
+
+        Calls that were not taken have no time: under overload they would be the median.
+        """
         self._of_call(method, code).inc()
+        if code == "RESOURCE_EXHAUSTED":
+            return
         exemplar = {"trace_id": trace_id} if trace_id else None
         self._of_method(method).observe(seconds, exemplar)
 

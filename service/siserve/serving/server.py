@@ -15,9 +15,16 @@ from grpc_reflection.v1alpha import reflection
 from siserve.bundle.errors import SiserveError, UsageError
 from siserve.serving.admin import AdminServicer
 from siserve.serving.calls import OpenCalls
+from siserve.serving.cores import take_turns
 from siserve.serving.dialog_model import DialogModel
-from siserve.serving.doors import ADMIN, DIALOG, Hall, service_handler
-from siserve.serving.gate import Gate, ReflectionGuard, check_exposure, is_loopback
+from siserve.serving.doors import ADMIN, DIALOG, Hall, Overflow, service_handler
+from siserve.serving.gate import (
+    Gate,
+    ReflectionGuard,
+    check_exposure,
+    is_loopback,
+    reflection_handler,
+)
 from siserve.serving.health import Health
 from siserve.serving.http_door import HttpDoor
 from siserve.serving.http_routes import Routes
@@ -28,7 +35,7 @@ from siserve.serving.models import Models
 from siserve.serving.options import ServerOptions
 from siserve.serving.scrape import serve_metrics
 from siserve.serving.servicer import DialogServicer
-from siserve.serving.tls import Certificate, server_credentials
+from siserve.serving.tls import Certificate, Handshakes, server_credentials
 from siserve.serving.tracing import Tracing
 
 __all__ = ["run_server"]
@@ -53,6 +60,7 @@ def run_server(options: ServerOptions, announce: Callable[[str], None]) -> int:
     Raises:
         SiserveError: if the server cannot start.
     """
+    take_turns()
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         return runner.run(_serve(options, announce))
 
@@ -63,23 +71,25 @@ async def _serve(options: ServerOptions, announce: Callable[[str], None]) -> int
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, signals.put_nowait, number)
     metrics = Metrics()
-    gate = Gate(Keyring(options.keys) if options.keys else None)
+    asks_certificates = options.tls is not None and options.tls.client_ca is not None
+    gate = Gate(Keyring(options.keys) if options.keys else None, asks_certificates)
     _check_admin(options)
     tracing = Tracing(options.otlp_endpoint) if options.otlp_endpoint else None
-    server = grpc.aio.server(
-        interceptors=(ReflectionGuard(gate),), options=_channel_options(options)
-    )
-    port = _bind(server, options, metrics)  # before the models load: a taken port is told at once
-    state = Health(server)
+    server = grpc.aio.server(options=_channel_options(options))
+    handshakes = Handshakes(metrics.handshake_began, metrics.connection_met)
+    # Before the models load: a taken port is told at once.
+    port = _bind(server, options, metrics, handshakes)
+    meet = handshakes.meet if options.tls else None
+    state = Health(server, meet)
     probes = {"/livez": state.is_live, "/readyz": state.is_ready}
     scraped = serve_metrics(metrics.registry, probes, options.metrics_host, options.metrics_port)
     try:
         calls = OpenCalls()
-        hall = Hall(metrics, calls, gate, tracing, options.exemplars)
+        hall = Hall(metrics, calls, gate, tracing, options.exemplars, meet)
         servicers = _add_services(server, options, hall)
         door = HttpDoor(Routes(servicers, hall), options.connections, options.message_bytes)
         if options.http_port is not None:
-            await _open_http(door, options, metrics)
+            await _open_http(door, options, metrics, handshakes)
         await state.begin()
         await server.start()
         library = await asyncio.to_thread(open_library, options, metrics)
@@ -114,9 +124,11 @@ async def _serve(options: ServerOptions, announce: Callable[[str], None]) -> int
             await asyncio.to_thread(tracing.stop)
 
 
-async def _open_http(door: HttpDoor, options: ServerOptions, metrics: Metrics) -> None:
+async def _open_http(
+    door: HttpDoor, options: ServerOptions, metrics: Metrics, handshakes: Handshakes
+) -> None:
     certificate = Certificate(options.tls, metrics.certificate_taken) if options.tls else None
-    port = await door.open(options.host, options.http_port or 0, certificate)
+    port = await door.open(options.host, options.http_port or 0, certificate, handshakes)
     scheme = "https" if certificate else "http"
     _log.info("page on %s://%s/", scheme, _join(options.host, port))
 
@@ -126,12 +138,13 @@ def _add_services(server: grpc.aio.Server, options: ServerOptions, hall: Hall) -
     services = [DIALOG, ADMIN] if options.admin else [DIALOG]
     servicers: dict[str, object] = {}
     handlers = [service_handler(each, servicers, hall) for each in services]
-    server.add_generic_rpc_handlers(tuple(handlers))
+    # They are asked in this order: who refuses stands first.
+    guards = (Overflow(servicers, hall), ReflectionGuard(hall.gate))
+    server.add_generic_rpc_handlers((*guards, *handlers))
     if options.tells_api:
         names = [each.full_name for each in services]
-        reflection.enable_server_reflection(
-            (*names, health.SERVICE_NAME, reflection.SERVICE_NAME), server
-        )
+        told = (*names, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        server.add_generic_rpc_handlers((reflection_handler(told),))
     return servicers
 
 
@@ -188,7 +201,9 @@ def _stop_all(models: tuple[DialogModel, ...], finish: bool) -> None:
         model.stop(finish)
 
 
-def _bind(server: grpc.aio.Server, options: ServerOptions, metrics: Metrics) -> int:
+def _bind(
+    server: grpc.aio.Server, options: ServerOptions, metrics: Metrics, handshakes: Handshakes
+) -> int:
     check_exposure("--host", options.host, options.tls is not None, options.insecure)
     address = _join(options.host, options.port)
     try:
@@ -196,7 +211,7 @@ def _bind(server: grpc.aio.Server, options: ServerOptions, metrics: Metrics) -> 
             port = server.add_insecure_port(address)
         else:
             certificate = Certificate(options.tls, metrics.certificate_taken)
-            port = server.add_secure_port(address, server_credentials(certificate))
+            port = server.add_secure_port(address, server_credentials(certificate, handshakes))
     except RuntimeError:
         port = 0
     if not port:

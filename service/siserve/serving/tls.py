@@ -7,6 +7,7 @@ import logging
 import ssl
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +16,10 @@ import grpc
 
 from siserve.bundle.errors import SiserveError, UsageError
 
-__all__ = ["Certificate", "CertificateFiles", "TlsError", "server_credentials"]
+__all__ = ["Certificate", "CertificateFiles", "Handshakes", "TlsError", "server_credentials"]
 
 _LOOK_SECONDS = 0.5
+_PEERS = 4096
 _log = logging.getLogger(__name__)
 
 
@@ -153,10 +155,39 @@ class Certificate:
         return key, certificate, client_ca
 
 
-def server_credentials(certificate: Certificate) -> grpc.ServerCredentials:
+class Handshakes:
+    """Counts handshakes as they begin, and connections once they bring a call.
+
+    gRPC tells nobody of a handshake that fails: it ends in its core, before there is a call. But it
+    asks for the certificate before each, and each call names its peer. What began and brought no
+    call was refused, given up or never used.
+
+    Args:
+        began: told of each handshake, in any thread.
+        met: told of each connection.
+    """
+
+    def __init__(self, began: Callable[[], None], met: Callable[[], None]) -> None:
+        """Begin with no peer."""
+        self.begin, self.met = began, met
+        self._peers: OrderedDict[str, None] = OrderedDict()
+
+    def meet(self, peer: str) -> None:
+        """A call came from a peer, an address and a port; those of the last calls are known."""
+        if peer in self._peers:
+            self._peers.move_to_end(peer)
+            return
+        self._peers[peer] = None
+        if len(self._peers) > _PEERS:
+            self._peers.popitem(last=False)
+        self.met()
+
+
+def server_credentials(certificate: Certificate, handshakes: Handshakes) -> grpc.ServerCredentials:
     """Make credentials that look at the certificate's files before each handshake."""
 
     def fetch() -> grpc.ServerCertificateConfiguration | None:
+        handshakes.begin()
         return certificate.grpc_configuration() if certificate.refresh() else None
 
     return grpc.dynamic_ssl_server_credentials(

@@ -84,8 +84,10 @@ def _certificates(setting: Setting, seen: dict[str, bool]) -> None:
             ("an expired certificate of a client", _shown(ours, ours.sign("late", days=-1))),
             ("no certificate", Credentials(tls_ca=ours.certificate)),
         ):
+            refused = _refused(server)
             told = _answer(address, credentials)
             seen[f"{what} is refused"] = not told.startswith("OK")
+            seen[f"{what} is counted"] = _refused(server) > refused
             seen[f"{what} is told nothing"] = not any(
                 word in told for word in (str(setting.scratch), "Traceback", "siserve/serving")
             )
@@ -100,6 +102,12 @@ def _certificates(setting: Setting, seen: dict[str, bool]) -> None:
             and _shown_by(server, ours, good) == "second"
             and "expired" in server.logged()
         )
+
+
+def _refused(server: Served) -> float:
+    """Count the handshakes that brought no call."""
+    now = server.metrics()
+    return now["siserve_tls_handshakes_total"] - now["siserve_tls_connections_total"]
 
 
 def _put(signed: Signed, files: Signed) -> None:
