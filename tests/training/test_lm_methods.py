@@ -136,6 +136,16 @@ def test_the_loss_is_finite_and_every_parameter_learns_from_it(case, sampled):
         assert parameter.grad is not None and bool(parameter.grad.any()), name
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_gives_the_losses_of_the_cpu(case):
+    batch = case.batch()
+    case.model.train(False)
+    on_cpu = case.loss(batch).loss
+    torch.nn.Module.to(case.model, torch.device("cuda"))
+    on_gpu = case.loss(batch.to(torch.device("cuda"))).loss
+    torch.testing.assert_close(on_gpu.cpu(), on_cpu, atol=1e-2, rtol=1e-3)
+
+
 def test_without_a_kl_weight_the_prior_pulls_nowhere(case):
     """Beta = 0 is reconstruction alone, beta = 1 the whole bound; the loss is linear between."""
     if case.config.method == "sa-vae":
@@ -265,3 +275,9 @@ def test_a_method_of_the_other_task_is_refused():
         config("si-cvae")
     with pytest.raises(ConfigError, match="of task dialog"):
         TrainConfig.from_values({"method": "vae"})
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("method", LM_METHODS)
+def test_training_and_validation_run_on_cuda(sentences, tmp_path, method):
+    assert start_run(tmp_path / "run", sentences, config(method, max_steps=2)).finished
