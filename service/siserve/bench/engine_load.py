@@ -27,8 +27,9 @@ __all__ = ["EngineLoad"]
 
 _TURNS = 5
 _REPLIES = 400
-#: Several times as many as are in flight together.
 _LEAST_REQUESTS = 100
+#: Requests of a run for each that can be in flight, so that most of them find a full engine.
+_TIMES_IN_FLIGHT = 4
 #: Share of the requests that fill the engine before one looks.
 _RAMP = 0.1
 
@@ -55,6 +56,7 @@ class EngineLoad:
         self._model.start()
         self._talk = Talk(_replies(self._model), seed=0)
         self._seed, self._rate = 0, 0.0
+        self._most_rows = workers * options.max_rows
 
     def full_queue(self, n: int, kind: str, seconds: float) -> dict[str, Any]:
         """Measure the rate of requests while none finds the queue empty.
@@ -64,9 +66,10 @@ class EngineLoad:
             kind: of the contexts, see Dialogs.
             seconds: how long, about.
         """
+        least = max(_LEAST_REQUESTS, _TIMES_IN_FLIGHT * self._most_rows // n)
         if not self._rate:
-            self._rate = self._run(n, kind, _LEAST_REQUESTS)["requests_per_s"]
-        found = self._run(n, kind, max(_LEAST_REQUESTS, round(self._rate * seconds)))
+            self._rate = self._run(n, kind, least)["requests_per_s"]
+        found = self._run(n, kind, max(least, round(self._rate * seconds)))
         self._rate = found["requests_per_s"]
         return found
 
