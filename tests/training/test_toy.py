@@ -14,7 +14,7 @@ from siserve_training.methods.bound import draws_loss
 from siserve_training.models.draws import Draws, Noise, NoiseWidths
 from siserve_training.models.posterior import draw_each
 from siserve_training.models.toy import SEQUENCES, ToyVAE
-from siserve_training.reproduce.toy import plane_measures
+from siserve_training.reproduce.toy import FIGURE, ToyRun, measure_toy, plane_measures, train_toy
 
 #: p(z) = N(0, 1), p(x|z) = N(z, .25), x = 1.3; q: mu = .9 + .5 e, e = +-1 evenly, variance .1.
 EXACT_BOUND = {
@@ -56,24 +56,47 @@ def test_the_exact_table_comes_out_of_the_loss_that_training_takes(num_aux):
         assert report.parts["b_k"].item() == pytest.approx(EXACT_GAIN_AT_5, abs=0.01)
 
 
-def test_log_p_x_of_the_toy_is_that_of_its_decoder_step_by_step():
+@pytest.mark.parametrize("told_bits", [False, True])
+def test_log_p_x_of_the_toy_is_that_of_its_decoder_step_by_step(told_bits):
     torch.manual_seed(0)
-    model = ToyVAE(noise=3)
+    model = ToyVAE(noise=3, told_bits=told_bits)
     z = torch.randn(SEQUENCES, 2, 2)
     found = model.log_p_x(z)
     for n in range(SEQUENCES):
-        carried, token, total = model.decoder.first_state(z[n]), torch.full((2,), 2), torch.zeros(2)
+        carried, token, total = model.decoder.first_state(z[n]), torch.full((2,), 0), torch.zeros(2)
         for place in range(SEQUENCES):
             logits, carried = model.decoder.step(model.embedding(token), carried)
             bit = int(place == n)
             total += torch.log_softmax(logits, -1)[:, bit]
-            token = torch.full((2,), bit)
+            token = torch.full((2,), 1 + bit if told_bits else 0)
         torch.testing.assert_close(found[n], total)
 
 
-def test_every_parameter_of_the_toy_learns():
+def test_a_decoder_that_is_told_no_bits_pays_for_ignoring_z():
+    model = ToyVAE(noise=0)
+    with torch.no_grad():
+        for parameter in model.decoder.parameters():
+            parameter.zero_()
+        model.decoder.out.bias[1] = math.log(1 / 9)  # one bit in ten is set
+        cost = -model.log_p_x(torch.randn(SEQUENCES, 2, 2))
+    torch.testing.assert_close(cost, torch.full_like(cost, -math.log(0.1) - 9 * math.log(0.9)))
+
+
+def test_at_a_constant_beta_lambda_that_start_apart_tell_the_sequences_apart_and_a_vae_does_not():
+    sizes = {"steps": 400, "draws": 10, "num_aux": 20}
+    found = {}
+    for method, start in FIGURE:
+        run = ToyRun(method, "constant", start, **sizes)
+        found[method] = measure_toy(run, train_toy(run))["values"]
+    assert found["vae"]["mutual_information"] < 0.05
+    assert found["si-vae"]["mutual_information"] > 0.3
+    assert found["si-vae"]["b_k"] > 0.1
+
+
+@pytest.mark.parametrize("told_bits", [False, True])
+def test_every_parameter_of_the_toy_learns(told_bits):
     torch.manual_seed(0)
-    model = ToyVAE(noise=3)
+    model = ToyVAE(noise=3, told_bits=told_bits)
     noise = Noise.draw(torch.randn, SEQUENCES, 4, 2, NoiseWidths(3, 2))
     draws_loss(model(noise), TrainConfig(), 0.5).loss.backward()
     for name, parameter in model.named_parameters():
@@ -94,7 +117,7 @@ def test_integrals_over_the_plane_where_the_answer_is_known():
     assert prior["bayes_accuracy"] == pytest.approx(0.5, abs=1e-6)
 
 
-def test_the_command_draws_six_panels_and_does_none_twice(tmp_path, capfd):
+def test_the_command_draws_six_panels_with_three_beside_them_and_does_none_twice(tmp_path, capfd):
     arguments = ["reproduce", "toy", "--out", str(tmp_path), "--steps", "3", "--draws", "4"]
     assert run([*arguments, "--jobs", "1"]) == 0
     content = json.loads((tmp_path / "toy.json").read_text())
@@ -104,11 +127,12 @@ def test_the_command_draws_six_panels_and_does_none_twice(tmp_path, capfd):
         for method in ("vae", "si-vae")
         for schedule in ("constant", "monotonic", "cyclical")
     ]
-    for panel in content["panels"]:
+    assert len(content["controls"]) == 3
+    for panel in content["panels"] + content["controls"]:
         values = panel["values"]
         assert 0.1 <= values["bayes_accuracy"] <= 1
         assert values["mutual_information"] <= values["kl"] + 0.2
     assert (tmp_path / "toy.png").stat().st_size > 10_000 and (tmp_path / "toy.svg").is_file()
     assert "siserve reproduce toy" in (tmp_path / "toy.md").read_text()
     assert run(arguments) == 0
-    assert "6 of 6 panels are done already" in capfd.readouterr().err
+    assert "9 of 9 panels are done already" in capfd.readouterr().err

@@ -42,18 +42,21 @@ class GaussianHead(nn.Module):
         self.multiplies = multiplies
         self.logvar_clamp = logvar_clamp
 
-    def start_noise(self, gain: float, start_logvar: float) -> None:
+    def start_noise(self, gain: float, start_logvar: float, spread: float = 1.0) -> None:
         """Set how far the noise moves the parameters before training, in place.
 
         Args:
             gain: factor on the initial weights of the noise.
             start_logvar: initial bias of the log-variances.
+            spread: factor on the initial weights of the means.
         """
         first = self.hidden if self.has_hidden else self.out
         with torch.no_grad():
             if self.noise:
                 first.weight[:, first.in_features - self.noise :] *= gain
-            self.out.bias[len(self.out.bias) // 2 :] = start_logvar
+            latent = len(self.out.bias) // 2
+            self.out.weight[:latent] *= spread
+            self.out.bias[latent:] = start_logvar
 
     def forward(self, features: Tensor, eps_lam: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map features, with several draws of noise each, to (mu, logvar).

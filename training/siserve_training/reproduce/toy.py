@@ -1,6 +1,7 @@
 """`siserve reproduce toy`: Figure 2, a Gaussian VAE above an SI-VAE under three schedules.
 
 The model is small, the path is training's own: posteriors, the bound, schedules of beta and K.
+Panels beside the figure change one thing each, to tell what makes the difference.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -29,7 +31,17 @@ from siserve_training.reproduce.machine import machine
 from siserve_training.reproduce.toy_page import plot_latents, toy_page
 from siserve_training.tasks.prepared import TRAINING, VALIDATION, StepNoise
 
-__all__ = ["SCHEDULES", "ToyRun", "plane_measures", "reproduce_toy", "train_toy"]
+__all__ = [
+    "CONTROLS",
+    "FIGURE",
+    "SCHEDULES",
+    "STARTS",
+    "ToyRun",
+    "measure_toy",
+    "plane_measures",
+    "reproduce_toy",
+    "train_toy",
+]
 
 #: Of the authors' notebook for their cyclical schedule: name to cycles and ratio.
 SCHEDULES: Mapping[str, tuple[int, float]] = {
@@ -37,7 +49,26 @@ SCHEDULES: Mapping[str, tuple[int, float]] = {
     "monotonic": (1, 0.25),
     "cyclical": (4, 0.5),
 }
-METHODS = ("vae", "si-vae")
+ENCODER_RATE, DECODER_RATE = 2e-4, 1e-2  # of Adam; open in the paper
+
+
+@dataclass(frozen=True)
+class Start:
+    """Posteriors before training; see `GaussianHead.start_noise`."""
+
+    gain: float
+    logvar: float
+    spread: float
+
+
+#: A head as it comes: every q(z|n) about N(0, I). And one whose lambda are narrow and far apart, so
+#: that the noise of an SI-VAE is in use.
+STARTS: Mapping[str, Start] = {"prior": Start(1.0, 0.0, 1.0), "spread": Start(4.0, -4.0, 5.0)}
+#: Method and start of a row of the figure.
+FIGURE = (("vae", "prior"), ("si-vae", "spread"))
+#: Method, start and told_bits of what stands beside it, at a constant beta.
+CONTROLS = (("si-vae", "prior", False), ("vae", "spread", False), ("si-vae", "spread", True))
+_SETTINGS = {"rate of the encoder": ENCODER_RATE, "rate of the decoder": DECODER_RATE}
 _SHOWN = 300  # points a sequence
 _COMPONENTS = 400  # lambda behind q(z|n) on the grid
 _EDGE, _CELLS = 7.0, 161
@@ -50,25 +81,35 @@ class ToyRun:
     Attributes:
         method: vae or si-vae.
         schedule: of beta.
+        start: of its posteriors, a name of `STARTS`.
+        told_bits: whether the LSTM is told the bits before.
         steps: T (the paper: 4,000).
         draws: J; more only average more (the paper: 100).
-        num_aux: the largest K (the paper: 100).
+        num_aux: K that an SI-VAE ends with, rising linearly to it (the paper: 100).
         noise: size of the noise, open in the paper.
         seed: of everything.
     """
 
     method: str
     schedule: str
+    start: str = "prior"
+    told_bits: bool = False
     steps: int = 4000
     draws: int = 20
     num_aux: int = 100
-    noise: int = 10
+    noise: int = 4
     seed: int = 0
 
     @property
     def name(self) -> str:
         """Name of its result."""
-        return f"{self.method}-{self.schedule}-seed-{self.seed}"
+        told = "-told-bits" if self.told_bits else ""
+        return f"{self.method}-{self.schedule}-{self.start}{told}-seed-{self.seed}"
+
+    @property
+    def auxiliaries(self) -> AuxRamp:
+        """K by step."""
+        return AuxRamp(self.num_aux if self.method == "si-vae" else 0, self.steps)
 
     @property
     def widths(self) -> NoiseWidths:
@@ -77,15 +118,19 @@ class ToyRun:
 
 
 def train_toy(run: ToyRun) -> ToyVAE:
-    """Train a panel's model: full batch of ten, Adam at 1e-3."""
+    """Train a panel's model: full batch of ten, Adam."""
     with torch.random.fork_rng():
         torch.manual_seed(run.seed)
-        model = ToyVAE(run.widths.lam)
+        model = ToyVAE(run.widths.lam, run.told_bits)
+    start = STARTS[run.start]
+    model.posterior_net.start_noise(start.gain, start.logvar, start.spread)
     cycles, ratio = SCHEDULES[run.schedule]
     beta = BetaSchedule(run.schedule, run.steps, cycles, ratio)  # type: ignore[arg-type]
-    semi = run.method == "si-vae"
-    num_aux = AuxRamp(run.num_aux if semi else 0, run.steps)
-    optimizer = torch.optim.Adam(model.parameters(), 1e-3, fused=True)
+    num_aux = run.auxiliaries
+    encoder = [*model.first.parameters(), *model.posterior_net.parameters()]
+    decoder = [*model.embedding.parameters(), *model.decoder.parameters()]
+    groups = [{"params": encoder, "lr": ENCODER_RATE}, {"params": decoder, "lr": DECODER_RATE}]
+    optimizer = torch.optim.Adam(groups, fused=True)
     config = TrainConfig()
     for step in range(1, run.steps + 1):
         draw = StepNoise.of(run.seed, TRAINING, step).normal
@@ -100,8 +145,7 @@ def train_toy(run: ToyRun) -> ToyVAE:
 def measure_toy(run: ToyRun, model: ToyVAE) -> dict[str, Any]:
     """Measure a trained panel and keep points to show."""
     noise = StepNoise.of(run.seed, VALIDATION, 0)
-    num_aux = run.num_aux if run.method == "si-vae" else 0
-    eps = Noise.draw(noise.normal, SEQUENCES, run.draws, num_aux, run.widths)
+    eps = Noise.draw(noise.normal, SEQUENCES, run.draws, run.auxiliaries.num_aux, run.widths)
     report = draws_loss(model(eps), TrainConfig(), 1.0)
     count = _COMPONENTS if run.widths.lam else 1
     mixture = model.mixture(noise.normal(SEQUENCES, count, run.widths.lam))
@@ -136,8 +180,13 @@ def plane_measures(mixture: Mixture) -> dict[str, float]:
     rest = (mu.square() * precision + logvar + math.log(2 * math.pi)).sum(-1)  # (N, S)
     rows = []
     for n in range(len(mu)):
-        squares = grid.square() @ precision[n].t() - 2 * grid @ (mu[n] * precision[n]).t() + rest[n]
-        rows.append(torch.logsumexp(mixture.log_weights[n].double() - 0.5 * squares, dim=1))
+        at_origin = mixture.log_weights[n].double() - 0.5 * rest[n]  # (S,)
+        by_cell = torch.cat([precision[n] * -0.5, precision[n] * mu[n]], dim=1).t()  # (4, S)
+        log_q_n = [
+            torch.logsumexp(torch.addmm(at_origin, cells, by_cell), dim=1)
+            for cells in torch.cat([grid.square(), grid], dim=1).split(_CELLS)  # stays in the cache
+        ]
+        rows.append(torch.cat(log_q_n))
     log_each = torch.stack(rows)  # (N, G)
     log_q = torch.logsumexp(log_each, dim=0) - math.log(len(mu))  # (G,)
     log_p = -0.5 * grid.square().sum(1) - math.log(2 * math.pi)
@@ -155,7 +204,7 @@ def plane_measures(mixture: Mixture) -> dict[str, float]:
 def reproduce_toy(
     out: Path, steps: int, draws: int, seed: int, jobs: int, say: Callable[[str], None]
 ) -> Path:
-    """Train the six panels that are not done, then draw the figure and write its numbers.
+    """Train the panels that are not done, then draw the figure and write the numbers.
 
     Args:
         out: folder of the results.
@@ -173,7 +222,9 @@ def reproduce_toy(
     """
     if steps < 1 or draws < 1:
         raise ConfigError(f"--steps and --draws must be at least 1, got {steps} and {draws}")
-    runs = [ToyRun(m, s, steps, draws, seed=seed) for m in METHODS for s in SCHEDULES]
+    panel = partial(ToyRun, steps=steps, draws=draws, seed=seed)
+    figure = [panel(method, schedule, start) for method, start in FIGURE for schedule in SCHEDULES]
+    runs = figure + [panel(method, "constant", start, told) for method, start, told in CONTROLS]
     folder = out / "rows"
     folder.mkdir(parents=True, exist_ok=True)
     left = [run for run in runs if not _stands(folder, run)]
@@ -185,13 +236,21 @@ def reproduce_toy(
             for name in pool.map(_one_panel, left, [folder] * len(left)):
                 say(f"done: {name}")
     measured = [json.loads(_file(folder, run).read_text()) for run in runs]
-    plot_latents(measured, out)
+    plot_latents(measured[: len(figure)], out)
     numbers = [{"run": panel["run"], "values": panel["values"]} for panel in measured]
-    facts = {"steps": steps, "J": draws, "K": runs[0].num_aux, "seed": seed, **machine()}
-    content = json.dumps({"facts": facts, "panels": numbers}, indent=2)
+    shown, beside = numbers[: len(figure)], numbers[len(figure) :]
+    facts = {
+        "steps": steps,
+        "J": draws,
+        "K": runs[0].num_aux,
+        **_SETTINGS,
+        "seed": seed,
+        **machine(),
+    }
+    content = json.dumps({"facts": facts, "panels": shown, "controls": beside}, indent=2)
     write_atomically(out / "toy.json", content + "\n")
     page = out / "toy.md"
-    write_atomically(page, toy_page(numbers, facts))
+    write_atomically(page, toy_page(shown, beside, facts))
     return page
 
 
