@@ -110,10 +110,6 @@ def test_a_bundle_measures_as_its_run(trained, sentences, tmp_path, capsys):
     bundle = tmp_path / "bundle"
     export_run(trained, bundle, checkpoint="last")
     common = ["--data", str(sentences), "--pairs", "0", "--samples", "6", "--json"]
-    if trained.name == "gmm-vae":
-        assert run(["evaluate", str(bundle), *common]) == 2
-        assert "pass the run" in capsys.readouterr().err
-        return
     assert run(["evaluate", str(bundle), *common]) == 0
     of_bundle = printed(capsys)
     assert run(["evaluate", str(trained), "--checkpoint", "last", *common]) == 0
@@ -121,8 +117,11 @@ def test_a_bundle_measures_as_its_run(trained, sentences, tmp_path, capsys):
     assert (of_bundle["method"], of_bundle["sentences"]) == (trained.name, of_run["sentences"])
     if trained.name == "sa-vae":  # whose bundle does not refine
         return
-    for name in ("nll", "rec", "kl", "kl_lower", "iw_nll", "mutual_information"):
+    numbers = ("nll", "rec", "kl", "kl_lower", "b_k", "iw_nll", "mutual_information")
+    for name in numbers:
         assert of_bundle[name] == pytest.approx(of_run[name], rel=1e-4, abs=1e-4), name
+    if trained.name != "si-vae":  # whose posterior means are over fewer draws of noise here
+        assert of_bundle["active_units"] == of_run["active_units"]
 
 
 def test_ask_takes_no_text_for_a_model_of_sentences(trained, tmp_path, capsys):

@@ -3,8 +3,8 @@
 Axes: B contexts, U context utterances, N utterances, T tokens, R rows (one response each), K steps
 of a chunk, A1 = A + 1 own and auxiliary parameters of the sampler. Numbers are fixed, other names
 are sizes of the model: C encoded context, D latent, E noise, F encoded utterance, H decoder state,
-P noise of the prior. The first D of P numbers make z; what follows is for priors that are no
-Gaussian (which component or lambda).
+P noise of the prior, S components of an explicit mixture. The first D of P numbers make z; what
+follows is for priors that are no Gaussian (which component or lambda).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ __all__ = [
     "MODEL_CARD_FILE",
     "OPTIONAL_FILES",
     "OPTIONAL_GRAPHS",
+    "POSTERIOR",
     "PRIOR",
     "SI_SAMPLER",
     "TOKENIZER_FILE",
@@ -161,9 +162,24 @@ DECODER_UNROLLED = Graph(
     ),
 )
 
+#: q(z|x,c) itself, of methods whose posterior is an explicit mixture: what SI_SAMPLER draws from,
+#: which its draws and densities do not tell.
+POSTERIOR = Graph(
+    "posterior.onnx",
+    inputs=(
+        Tensor("c", "float32", ("R", "C")),
+        Tensor("response", "int64", ("R", "T")),
+    ),
+    outputs=(
+        Tensor("mu", "float32", ("R", "S", "D")),
+        Tensor("logvar", "float32", ("R", "S", "D")),
+        Tensor("log_weights", "float32", ("R", "S")),
+    ),
+)
+
 GRAPHS = (CONTEXT_ENCODER, PRIOR, SI_SAMPLER, DECODER)
 
-#: Graphs that only some bundles have.
+#: Graphs that only some bundles have, of whichever method.
 OPTIONAL_GRAPHS = (DECODER_INT8, DECODER_UNROLLED, UTTERANCE_ENCODER, DIALOG_ENCODER)
 
 #: Every file of a bundle but its manifest and those that only some bundles have.
@@ -176,4 +192,8 @@ FILES = (
 
 #: Where the tokenizer is present, utterances of a context are its ids, padded by 0.
 #: A siserve that does not know a file refuses the bundle by name, so the format is still 1.
-OPTIONAL_FILES = (CONTEXT_TOKENIZER_FILE, *(graph.file for graph in OPTIONAL_GRAPHS))
+OPTIONAL_FILES = (
+    CONTEXT_TOKENIZER_FILE,
+    POSTERIOR.file,
+    *(graph.file for graph in OPTIONAL_GRAPHS),
+)

@@ -22,6 +22,7 @@ from siserve.bundle.tensors import (
     GRAPHS,
     MANIFEST_FILE,
     OPTIONAL_FILES,
+    POSTERIOR,
     TOKENIZER_FILE,
     UTTERANCE_ENCODER,
     WEIGHTS_FILE,
@@ -88,7 +89,7 @@ def open_bundle(path: Path) -> Bundle:
     _check_weights(path)
     for name in {TOKENIZER_FILE, CONTEXT_TOKENIZER_FILE} & set(manifest.files):
         _check_tokenizer(path, name)
-    for graph in (*GRAPHS, DECODER_INT8, DECODER_UNROLLED):
+    for graph in (*GRAPHS, POSTERIOR, DECODER_INT8, DECODER_UNROLLED):
         if graph.file in manifest.files:
             _check_graph(path, graph, manifest)
     if UTTERANCE_ENCODER.file in manifest.files:
@@ -175,7 +176,7 @@ def _check_graph(
 ) -> GraphFacts:
     """Check the tensors and operators of a graph and that its weights lie in the bundle.
 
-    `width` is F, which no manifest tells; a name stands for any size.
+    `width` is F, which no manifest tells as it tells no S; a name stands for any size.
     """
     files, sizes = manifest.files, {**manifest.sizes.by_axis(), "F": width}
     if files[graph.file].bytes > MAX_GRAPH_BYTES:

@@ -10,16 +10,27 @@ import numpy.typing as npt
 import onnxruntime
 import torch
 from siserve.bundle.errors import BundleError
-from siserve.bundle.tensors import CONTEXT_ENCODER, DECODER, GRAPHS, PRIOR, SI_SAMPLER, Graph
+from siserve.bundle.manifest import Manifest
+from siserve.bundle.tensors import (
+    CONTEXT_ENCODER,
+    DECODER,
+    GRAPHS,
+    POSTERIOR,
+    PRIOR,
+    SI_SAMPLER,
+    Graph,
+)
 from siserve.bundle.verify import Bundle
 from torch import Tensor
 
+from siserve_training.config import TrainConfig
 from siserve_training.data.batches import DialogBatch
+from siserve_training.distributions import DiagonalNormal, Mixture
 from siserve_training.errors import ConfigError
 from siserve_training.evaluation.system import Decoding
-from siserve_training.models.draws import Encoded, Latents, Noise, NoiseWidths
+from siserve_training.models.draws import Encoded, Latents, Noise, NoiseWidths, as_uniform
 
-__all__ = ["BundleSystem"]
+__all__ = ["BundleSystem", "config_of_bundle"]
 
 AnyArray = npt.NDArray[Any]
 
@@ -28,6 +39,8 @@ _CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 _ROWS_AT_ONCE = 512
 _STEPS_AT_ONCE = 8
 _PROBE_ROWS = 64
+#: Keys of a training configuration that measuring looks at.
+_MEASURED_BY = ("seed", "num_aux", "num_latents", "components")
 
 
 class BundleSystem:
@@ -45,7 +58,9 @@ class BundleSystem:
 
     def __init__(self, bundle: Bundle) -> None:
         manifest = bundle.manifest
-        self._sessions = {graph.file: _open(bundle, graph) for graph in GRAPHS}
+        graphs = [*GRAPHS, *([POSTERIOR] if bundle.has(POSTERIOR.file) else [])]
+        self._sessions = {graph.file: _open(bundle, graph) for graph in graphs}
+        self.components = self._count_components()
         self._sizes = manifest.sizes
         self._start, self._end, self._pad = (
             manifest.tokens.start,
@@ -58,8 +73,15 @@ class BundleSystem:
         self._own = max(0, self._sizes.noise - of_prior)
         self.widths = NoiseWidths(self._own, self._sizes.latent, of_prior)
         self.has_densities, self.is_deterministic, looks = self._probe()
-        if not looks:  # a sampler has a column at least, even where its posterior wants none
+        if not (
+            looks or self.is_explicit
+        ):  # a sampler has a column at least, even where its posterior wants none
             self.widths = NoiseWidths(0, self._sizes.latent, of_prior)
+
+    @property
+    def is_explicit(self) -> bool:
+        """Whether the posterior is told as an explicit mixture."""
+        return self.components > 1
 
     def encode(self, batch: DialogBatch) -> Encoded:
         """Encode contexts; a response stays as its ids, which is what the sampler takes, (B, T)."""
@@ -86,7 +108,7 @@ class BundleSystem:
         return z.view(len(c), draws, -1)
 
     def draw_posterior(self, encoded: Encoded, noise: Noise) -> Latents:
-        """Draw from q(z|x,c); the density of the own component is not told, NaN."""
+        """Draw from q(z|x,c); of an explicit mixture alone the own component's density is told."""
         pairs, draws = noise.eps_z.shape[:2]
         own, aux = noise.eps_lam[:, :draws], noise.eps_lam[:, draws:]
         shared = aux.unsqueeze(1).expand(-1, draws, -1, -1)
@@ -104,8 +126,19 @@ class BundleSystem:
             self._run(SI_SAMPLER, inputs, rows) for rows in _parts(pairs * draws)
         )
         log_q_z, log_p_z = log_q_z.view(pairs, draws), log_p_z.view(pairs, draws)
-        not_told = torch.full_like(log_q_z, torch.nan)
-        return Latents(z.view(pairs, draws, -1), log_q_z, log_p_z, not_told)
+        z, log_own_z = z.view(pairs, draws, -1), torch.full_like(log_q_z, torch.nan)
+        if self.is_explicit:
+            chosen = self.mixture(encoded, own).choose(as_uniform(own[..., 0]))
+            log_own_z = chosen.log_prob(z)
+        return Latents(z, log_q_z, log_p_z, log_own_z)
+
+    def mixture(self, encoded: Encoded, eps_lam: Tensor) -> Mixture:
+        """Return q(z|x,c), an explicit mixture, which does not look at its noise."""
+        inputs = {"c": encoded.c.numpy(), "response": encoded.response.numpy()}
+        mu, logvar, log_weights = _join(
+            self._run(POSTERIOR, inputs, rows) for rows in _parts(len(encoded.c))
+        )
+        return Mixture(DiagonalNormal(mu, logvar), log_weights)
 
     def log_p_x(self, batch: DialogBatch, c: Tensor, z: Tensor) -> Tensor:
         """Return log p(x|z,c) by decoding with every token forced."""
@@ -184,6 +217,13 @@ class BundleSystem:
         tokens, log_probs, following = self._run(DECODER, inputs)
         return tokens, log_probs, following
 
+    def _count_components(self) -> int:
+        """Return S of an explicit mixture, 1 for another posterior."""
+        if POSTERIOR.file not in self._sessions:
+            return 1
+        shapes = {out.name: out.shape for out in self._sessions[POSTERIOR.file].get_outputs()}
+        return int(shapes["log_weights"][1])
+
     def _probe(self) -> tuple[bool, bool, bool]:
         """Say whether there are densities, whether the prior ignores its noise, and whether the
         posterior looks at the noise of its parameters.
@@ -211,6 +251,21 @@ class BundleSystem:
         }
         names = [tensor.name for tensor in graph.outputs]
         return [torch.from_numpy(a) for a in self._sessions[graph.file].run(names, chosen)]
+
+
+def config_of_bundle(manifest: Manifest, components: int = 1) -> TrainConfig:
+    """Return what measuring looks at, from the provenance where it tells it.
+
+    Args:
+        manifest: of the bundle.
+        components: of an explicit mixture that the graphs tell; 1 for none.
+    """
+    told = manifest.provenance.get("config")
+    known = told if isinstance(told, dict) else {}
+    values: dict[str, Any] = {name: known[name] for name in _MEASURED_BY if name in known}
+    if components > 1:
+        values |= {"components": components, "num_latents": components}
+    return TrainConfig.from_values({"task": manifest.task, "method": manifest.method, **values})
 
 
 def _parts(count: int) -> Iterator[slice]:

@@ -3,13 +3,52 @@
 from __future__ import annotations
 
 import math
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
 
+from siserve_training.config import TrainConfig
+from siserve_training.data.batches import DialogBatch
+from siserve_training.data.pairs import PairSet
 from siserve_training.distributions import Mixture
+from siserve_training.evaluation.system import Scorer
+from siserve_training.models.draws import Encoded, NoiseWidths
+from siserve_training.tasks.prepared import validation_batches
 
-__all__ = ["mutual_information"]
+__all__ = ["TellsMixture", "information_of", "mutual_information"]
+
+
+class TellsMixture(Scorer[DialogBatch], Protocol):
+    """What scores responses and tells its posterior."""
+
+    def mixture(self, encoded: Encoded, eps_lam: Tensor) -> Mixture:
+        """Return q(z|x,c) as a mixture: the explicit one, or that of the drawn lambda."""
+
+
+@torch.no_grad()
+def information_of(
+    scorer: TellsMixture,
+    widths: NoiseWidths,
+    pairs: PairSet,
+    config: TrainConfig,
+    device: torch.device,
+    count: int,
+) -> float:
+    """Estimate the mutual information of latents and pairs, in nats, at most log `count`.
+
+    Args:
+        scorer: a model in evaluation mode, or a system.
+        widths: of its noise.
+        pairs: the split.
+        config: J, K and the seed.
+        device: where the scorer takes its tensors.
+        count: evenly spread pairs.
+    """
+    batch = next(validation_batches(pairs, config, widths, count, count)).to(device)
+    encoded = scorer.encode(cast(DialogBatch, batch.pairs))
+    latents = scorer.draw_posterior(encoded, batch.noise)
+    return mutual_information(latents.z[:, 0], scorer.mixture(encoded, batch.noise.eps_lam))
 
 
 def mutual_information(z: Tensor, mixture: Mixture, rows: int = 64) -> float:

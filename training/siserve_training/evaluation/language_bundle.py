@@ -7,18 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from siserve.bundle.manifest import Manifest
-from siserve.bundle.tensors import TOKENIZER_FILE
+from siserve.bundle.tensors import POSTERIOR, TOKENIZER_FILE
 from siserve.bundle.text import Text
 from siserve.bundle.verify import Bundle, open_bundle
 from torch import Tensor
 
-from siserve_training.config import TrainConfig
 from siserve_training.data.sentence_batches import SentenceBatch
 from siserve_training.data.sentences import SentenceCorpus, SentenceSet
 from siserve_training.distributions import DiagonalNormal, Mixture
 from siserve_training.errors import ConfigError
-from siserve_training.evaluation.bundle_system import BundleSystem
+from siserve_training.evaluation.bundle_system import BundleSystem, config_of_bundle
 from siserve_training.evaluation.language import LanguageSubject, open_language_run
 from siserve_training.models.draws import Encoded, Latents, Noise
 from siserve_training.models.language import LanguageModelConfig
@@ -27,9 +25,6 @@ __all__ = ["BUNDLE_NOISE_DRAWS", "BundledSentences", "open_language", "open_lang
 
 #: M of a bundle's active units: its sampler reads the sentence anew for every draw.
 BUNDLE_NOISE_DRAWS = 100
-
-#: Keys of a training configuration that measuring looks at.
-_MEASURED_BY = ("seed", "num_aux", "num_latents")
 
 
 @dataclass(frozen=True)
@@ -44,22 +39,24 @@ class _Texts:
 class BundledSentences:
     """The graphs of a sentence VAE with one lambda for each draw of the noise.
 
-    The sampler gives z = mu + sigma eps for a given eps, so two runs tell mu and sigma. A refined
-    posterior is the encoder's here, as in the bundle.
+    The sampler gives z = mu + sigma eps for a given eps, so two runs tell mu and sigma; an explicit
+    mixture has a graph that tells it. A refined posterior is the encoder's here, as in the bundle.
 
     Args:
         bundle: one that has been checked.
     """
 
-    is_explicit = False
     has_densities = True
     training = False
 
     def __init__(self, bundle: Bundle) -> None:
         self.graphs = BundleSystem(bundle)
-        sizes = bundle.manifest.sizes
-        noise = self.graphs.widths.lam
-        self.config = LanguageModelConfig(noise=noise, latent=sizes.latent)
+        self.is_explicit = self.graphs.is_explicit
+        self.config = LanguageModelConfig(
+            noise=0 if self.is_explicit else self.graphs.widths.lam,
+            components=self.graphs.components,
+            latent=bundle.manifest.sizes.latent,
+        )
         self.device = self.graphs.device
 
     def train(self, mode: bool = True) -> BundledSentences:
@@ -80,7 +77,9 @@ class BundledSentences:
         return self.graphs.draw_prior(c, eps)
 
     def posterior_mixture(self, encoded: Encoded, noise: Noise) -> Mixture:
-        """Return q(z|x) as a mixture over drawn lambda, noise (B, S, E)."""
+        """Return q(z|x) as a mixture, the explicit one or that over drawn lambda, (B, S, E)."""
+        if self.is_explicit:
+            return self.graphs.mixture(encoded, noise.eps_lam)
         rows, draws, _ = noise.eps_lam.shape
         copies = encoded.response.repeat_interleave(draws, dim=0)  # (B S, T)
         each = Encoded(torch.zeros(len(copies), 1), copies)
@@ -133,20 +132,13 @@ def open_language_bundle(
         raise ConfigError(f"--split must be valid or test, got {split!r}")
     bundle = open_bundle(folder)
     manifest = bundle.manifest
-    if manifest.method == "gmm-vae":
+    if manifest.method == "gmm-vae" and not bundle.has(POSTERIOR.file):
         raise ConfigError(
-            f"{folder}: a bundle of gmm-vae does not tell the weights of its mixture; pass the "
-            "run that it was exported from"
+            f"{folder}: this bundle of gmm-vae has no {POSTERIOR.file}, so it does not tell the "
+            "weights of its mixture; export it again, `siserve export BUNDLE --out DIR`"
         )
     text = Text.from_file(bundle.file(TOKENIZER_FILE), manifest.limits.utterance_tokens)
     sentences = SentenceSet.of(SentenceCorpus(data, skip_bad_lines).read(split)[0], text)
     state, model = f"version {manifest.version}", BundledSentences(bundle)
-    return LanguageSubject(manifest.name, state, _config_of(manifest), model, text, sentences)
-
-
-def _config_of(manifest: Manifest) -> TrainConfig:
-    """Return what measuring looks at, from the provenance where it tells it."""
-    told = manifest.provenance.get("config")
-    known = told if isinstance(told, dict) else {}
-    values = {name: known[name] for name in _MEASURED_BY if name in known}
-    return TrainConfig.from_values({"task": "lm", "method": manifest.method, **values})
+    config = config_of_bundle(manifest, model.graphs.components)
+    return LanguageSubject(manifest.name, state, config, model, text, sentences)

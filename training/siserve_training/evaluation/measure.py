@@ -13,16 +13,19 @@ from typing import Any
 import numpy as np
 
 from siserve_training.errors import ConfigError
+from siserve_training.evaluation.bundle_system import BundleSystem
 from siserve_training.evaluation.dump import vectors_path, write_dump, write_vectors
 from siserve_training.evaluation.embedding import load_word_vectors
 from siserve_training.evaluation.generation import Sampling, respond
+from siserve_training.evaluation.information import TellsMixture, information_of
 from siserve_training.evaluation.likelihood import importance_weighted, prior_sampled, retrieval
 from siserve_training.evaluation.noise_use import bounds_by_num_aux, noise_use
 from siserve_training.evaluation.responses import ResponseSet, responses_to_pairs, words_of
 from siserve_training.evaluation.scores import score_responses
 from siserve_training.evaluation.subject import Subject, open_run, open_subject
+from siserve_training.evaluation.system import ModelSystem, System
 from siserve_training.models.cvae import CVAE
-from siserve_training.tasks.dialog import bound, latent_information
+from siserve_training.tasks.dialog import bound
 from siserve_training.tasks.prepared import spread
 
 __all__ = ["Measurement", "Subject", "measure", "open_run", "open_subject", "to_json"]
@@ -156,7 +159,7 @@ def _likelihoods(
 
 
 def _latents(subject: Subject, asked: Measurement, say: Callable[[str], None]) -> dict[str, Any]:
-    """Measure latents; what asks for more than draws and densities is for a model's eyes only."""
+    """Measure latents; what asks for more than draws and densities, where it can be told."""
     system, model, pairs = subject.system, subject.model, subject.pairs
     if not system.has_densities:
         return {}
@@ -171,18 +174,18 @@ def _latents(subject: Subject, asked: Measurement, say: Callable[[str], None]) -
         "elbo_perplexity": values["perplexity"],
         "num_aux": config.num_aux,
     }
-    if math.isfinite(values["b_k"]):  # a bundle does not tell the own component's density
+    if math.isfinite(values["b_k"]):  # most bundles do not tell the own component's density
         measured["b_k"] = values["b_k"]
-    if not isinstance(model, CVAE):
+    teller = _teller(system)
+    if teller is None:
         return measured
     say("mutual information")
     count = min(_MI_PAIRS, len(pairs))
     measured |= {
-        "mutual_information": latent_information(model, pairs, config, device, count),
+        "mutual_information": information_of(teller, system.widths, pairs, config, device, count),
         "mutual_information_ceiling": math.log(count),
     }
-    model.train(False)
-    if not model.config.noise:
+    if not isinstance(model, CVAE) or not model.config.noise:
         return measured
     say("use of the noise")
     use = noise_use(model, pairs, config, min(asked.pairs or _NOISE_PAIRS, _NOISE_PAIRS))
@@ -195,6 +198,14 @@ def _latents(subject: Subject, asked: Measurement, say: Callable[[str], None]) -
         "non_gaussian": use.non_gaussian,
         **{f"bound_at_{num_aux}": value for num_aux, value in at_each.items()},
     }
+
+
+def _teller(system: System) -> TellsMixture | None:
+    """Return what tells the posterior as a mixture, if anything does."""
+    if isinstance(system, BundleSystem):
+        return system if system.is_explicit else None
+    model = system.model if isinstance(system, ModelSystem) else None
+    return model if isinstance(model, CVAE) else None
 
 
 def to_json(measured: dict[str, Any], indent: int | None = None) -> str:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 from siserve.bundle.context_text import ContextText
-from siserve.bundle.manifest import Manifest
 from siserve.bundle.tensors import CONTEXT_TOKENIZER_FILE, MANIFEST_FILE, TOKENIZER_FILE
 from siserve.bundle.text import Text
 from siserve.bundle.verify import open_bundle
@@ -17,7 +16,7 @@ from siserve_training.data.corpus import Dialog, DialogCorpus
 from siserve_training.data.pairs import Features, PairSet
 from siserve_training.data.told import Pieces
 from siserve_training.errors import ConfigError, RunError
-from siserve_training.evaluation.bundle_system import BundleSystem
+from siserve_training.evaluation.bundle_system import BundleSystem, config_of_bundle
 from siserve_training.evaluation.system import ModelSystem, System
 from siserve_training.methods import load_method
 from siserve_training.models.dialog_model import DialogModel
@@ -25,9 +24,6 @@ from siserve_training.run_folder import RunFolder
 from siserve_training.tasks.told import tell_pairs
 
 __all__ = ["Subject", "open_bundle_subject", "open_run", "open_subject"]
-
-#: Keys of a training configuration that measuring looks at.
-_MEASURED_BY = ("seed", "num_aux", "num_latents", "components")
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,7 +112,6 @@ def open_bundle_subject(
     manifest = bundle.manifest
     if manifest.task != "dialog":
         raise ConfigError(f"{folder} is a bundle of task {manifest.task}; expected dialog")
-    config = _config_of(manifest)
     text = Text.from_file(bundle.file(TOKENIZER_FILE), manifest.limits.utterance_tokens)
     features = Features(manifest.features.topics, manifest.features.profile)
     dialogs, _ = DialogCorpus(data, skip_bad_lines).read(split)
@@ -126,12 +121,5 @@ def open_bundle_subject(
         pairs = replace(pairs, told=Pieces(context_text.encode_utterances(pairs.said)))
     state = f"version {manifest.version}"
     system = BundleSystem(bundle)
+    config = config_of_bundle(manifest, system.components)
     return Subject(manifest.name, state, config, system, text, pairs, tuple(dialogs))
-
-
-def _config_of(manifest: Manifest) -> TrainConfig:
-    """Return what measuring looks at, from the provenance where it tells it."""
-    told = manifest.provenance.get("config")
-    known = told if isinstance(told, dict) else {}
-    values = {name: known[name] for name in _MEASURED_BY if name in known}
-    return TrainConfig.from_values({"method": manifest.method, **values})

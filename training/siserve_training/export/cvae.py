@@ -5,6 +5,7 @@ Which member it is shows in the weights: noise in the input of posterior or prio
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import onnx
@@ -29,7 +30,7 @@ from siserve_training.export.encoder import (
 from siserve_training.export.errors import ExportError
 from siserve_training.export.graph import GraphBuilder, Value
 from siserve_training.export.model import GraphSet, TrainedModel
-from siserve_training.export.posterior import drawn_posterior
+from siserve_training.export.posterior import drawn_posterior, mixture_graph
 from siserve_training.export.recurrent import utterance_vectors
 from siserve_training.export.sizes import AxisSizes
 from siserve_training.export.steps import word_step
@@ -55,6 +56,7 @@ def graphs(model: TrainedModel, weights: WeightStore) -> GraphSet:
     own = {
         PRIOR: emitter.prior(),
         SI_SAMPLER: emitter.si_sampler(),
+        **emitter.posterior(),
         **emitter.decoders(),
     }
     return finished(model, weights, p, sizes, own, _TRAINING_ONLY)
@@ -96,8 +98,7 @@ class _CVAE:
     def si_sampler(self) -> onnx.ModelProto:
         """Draw from q(z|x,c); its density is the mixture that holds the own component."""
         g, given = begin(self._weights, SI_SAMPLER)
-        response = utterance_vectors(g, self.parameters, given["response"])  # (R, F)
-        features = [given["c"], response]
+        features = self._features(g, given)
         eps_post, eps_prior = self._split_noise(g, given["eps_lam"])
         size, clamp = self.noise.posterior, self._model.logvar_clamp
         noise = Noise(eps_post, size, self._model.noise_multiplies)
@@ -105,6 +106,15 @@ class _CVAE:
         z = sample(g, own, given["eps_z"])  # (R, D)
         outputs = {"z": z, "log_q_z": log_q(z), "log_p_z": self._log_p(g, given["c"], eps_prior, z)}
         return g.build(SI_SAMPLER, outputs, self.sizes.by_axis())
+
+    def posterior(self) -> dict[Graph, onnx.ModelProto]:
+        """Tell q(z|x,c) where it is an explicit mixture."""
+        clamp, axes = self._model.logvar_clamp, self.sizes.by_axis()
+        return mixture_graph(self._weights, self.parameters, self._features, clamp, axes)
+
+    def _features(self, g: GraphBuilder, given: Mapping[str, Value]) -> list[Value]:
+        """Put the response's vector, (R, F), beside the condition."""
+        return [given["c"], utterance_vectors(g, self.parameters, given["response"])]
 
     def _split_noise(self, g: GraphBuilder, eps_lam: Value) -> tuple[Value, Value | None]:
         """Divide the sampler's noise into that of the posterior and that of the prior."""

@@ -15,6 +15,7 @@ from siserve.bundle.tensors import (
     DECODER,
     DIALOG_ENCODER,
     GRAPHS,
+    POSTERIOR,
     PRIOR,
     SI_SAMPLER,
     UTTERANCE_ENCODER,
@@ -30,7 +31,7 @@ __all__ = ["GraphAnswers", "open_graph"]
 Ids = NDArray[np.int64]
 
 _CHUNK = 8
-_STEPS = (UTTERANCE_ENCODER, DIALOG_ENCODER)
+_OF_SOME = (UTTERANCE_ENCODER, DIALOG_ENCODER, POSTERIOR)
 #: Stands in numbers that a graph must not look at.
 _UNUSED = 9.0
 
@@ -64,13 +65,18 @@ class GraphAnswers:
 
     def __init__(self, folder: Path, tokens: Tokens, sizes: Sizes) -> None:
         self._tokens, self._sizes = tokens, sizes
-        present = [g for g in (*GRAPHS, *_STEPS) if g in GRAPHS or (folder / g.file).exists()]
+        present = [g for g in (*GRAPHS, *_OF_SOME) if g in GRAPHS or (folder / g.file).exists()]
         self._sessions = {graph.file: open_graph(folder / graph.file) for graph in present}
 
     @property
     def encodes_in_steps(self) -> bool:
         """Whether the context encoder is there in two steps as well."""
         return DIALOG_ENCODER.file in self._sessions
+
+    @property
+    def tells_mixture(self) -> bool:
+        """Whether the posterior is there as an explicit mixture."""
+        return POSTERIOR.file in self._sessions
 
     def encode_context(
         self, utterances: Ids, floor: Ids, topic: Ids, profile: FloatArray
@@ -109,6 +115,14 @@ class GraphAnswers:
         """Draw from q(z|x,c) through the first row of eps_lam."""
         inputs = {"c": c, "response": response, "eps_lam": eps_lam, "eps_z": eps_z}
         return PosteriorDraw(*self._run(SI_SAMPLER, inputs))
+
+    def mixture_density(self, c: FloatArray, response: Ids, z: FloatArray) -> FloatArray:
+        """Return the log density of the explicit mixture that is told, (R, D) to (R,)."""
+        mu, logvar, log_weights = self._run(POSTERIOR, {"c": c, "response": response})
+        squares = (z[:, None] - mu) ** 2 * np.exp(-logvar)  # (R, S, D)
+        of_each = -0.5 * (squares + logvar + np.log(2 * np.pi)).sum(-1, dtype=np.float64)
+        log_q: FloatArray = np.logaddexp.reduce(of_each + log_weights, axis=-1)
+        return log_q
 
     def greedy(
         self, c: FloatArray, z: FloatArray, num_steps: int

@@ -6,6 +6,8 @@ sampling from the prior is the whole model's.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import onnx
 from siserve.bundle.tensors import CONTEXT_ENCODER, PRIOR, SI_SAMPLER, Graph
 
@@ -15,7 +17,7 @@ from siserve_training.export.encoder import begin, finished
 from siserve_training.export.graph import GraphBuilder, Value
 from siserve_training.export.lstm import lstm_last_state, lstm_step
 from siserve_training.export.model import GraphSet, TrainedModel
-from siserve_training.export.posterior import drawn_posterior
+from siserve_training.export.posterior import drawn_posterior, mixture_graph
 from siserve_training.export.recurrent import count_real
 from siserve_training.export.sizes import AxisSizes
 from siserve_training.export.weights import Parameters, WeightStore
@@ -38,6 +40,7 @@ def graphs(model: TrainedModel, weights: WeightStore) -> GraphSet:
         CONTEXT_ENCODER: emitter.no_context(),
         PRIOR: emitter.prior(),
         SI_SAMPLER: emitter.sampler(),
+        **emitter.posterior(),
         **emitter.decoders(),
     }
     return finished(model, weights, emitter.parameters, emitter.sizes, own)
@@ -79,19 +82,28 @@ class _SentenceVAE:
     def sampler(self) -> onnx.ModelProto:
         """Draw from q(z|x)."""
         g, given = begin(self._weights, SI_SAMPLER)
-        p, ids = self.parameters, given["response"]
-        lengths = g.op("Max", count_real(g, ids), g.integers(1))
-        by_time = g.op("Transpose", ids, perm=[1, 0])  # (T, R)
-        table = p["reader.embedding.weight"]
-        words = g.rows_of("reader.embedding.weight", table, by_time)  # (T, R, W)
-        features = [lstm_last_state(g, p, "reader.lstm", words, lengths)]  # (R, H)
         noise = Noise(given["eps_lam"], self._noise, self._model.noise_multiplies)
-        own, log_q = drawn_posterior(g, p, features, noise, self._model.logvar_clamp)
+        features, clamp = self._features(g, given), self._model.logvar_clamp
+        own, log_q = drawn_posterior(g, self.parameters, features, noise, clamp)
         z = sample(g, own, given["eps_z"])  # (R, D)
         zeros = g.op("Mul", z, g.real(0.0))
         log_p = log_density(g, Gaussian(zeros, zeros, self._latent), z)
         outputs = {"z": z, "log_q_z": log_q(z), "log_p_z": log_p}
         return g.build(SI_SAMPLER, outputs, self.sizes.by_axis())
+
+    def posterior(self) -> dict[Graph, onnx.ModelProto]:
+        """Tell q(z|x) where it is an explicit mixture."""
+        clamp, axes = self._model.logvar_clamp, self.sizes.by_axis()
+        return mixture_graph(self._weights, self.parameters, self._features, clamp, axes)
+
+    def _features(self, g: GraphBuilder, given: Mapping[str, Value]) -> list[Value]:
+        """Read the sentence, (R, H)."""
+        p, ids = self.parameters, given["response"]
+        lengths = g.op("Max", count_real(g, ids), g.integers(1))
+        by_time = g.op("Transpose", ids, perm=[1, 0])  # (T, R)
+        table = p["reader.embedding.weight"]
+        words = g.rows_of("reader.embedding.weight", table, by_time)  # (T, R, W)
+        return [lstm_last_state(g, p, "reader.lstm", words, lengths)]
 
     def decoders(self) -> dict[Graph, onnx.ModelProto]:
         """Carry [state, cell, z] from step to step."""

@@ -117,6 +117,9 @@ class _Check:
         self._differ("posterior z", drawn.z, expected.z)
         self._differ_in_density("posterior log_q_z", drawn.log_q_z, expected.log_q_z)
         self._differ_in_density("posterior log_p_z", drawn.log_p_z, expected.log_p_z)
+        if self._graphs.tells_mixture:
+            of_mixture = self._graphs.mixture_density(c, inputs["response"], expected.z)
+            self._differ("posterior mixture", of_mixture, expected.log_q_z)
         return z
 
     def _compare_greedy(self, c: FloatArray, z: FloatArray) -> None:

@@ -1,8 +1,11 @@
-"""Emitter of q(z|x): a Gaussian, an explicit mixture, or a semi-implicit posterior's estimate."""
+"""Emitters of q(z|x): a Gaussian, an explicit mixture, or a semi-implicit posterior's estimate."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+
+import onnx
+from siserve.bundle.tensors import POSTERIOR, Graph
 
 from siserve_training.export.dense import (
     Gaussian,
@@ -16,13 +19,16 @@ from siserve_training.export.dense import (
     mixture_head,
     normal_cdf,
 )
+from siserve_training.export.encoder import begin
 from siserve_training.export.graph import GraphBuilder, Value
-from siserve_training.export.weights import Parameters
+from siserve_training.export.weights import Parameters, WeightStore
 
-__all__ = ["drawn_posterior"]
+__all__ = ["drawn_posterior", "mixture_graph"]
 
 #: (z) to log q(z|x), (R, D) to (R,).
 LogDensity = Callable[[Value], Value]
+#: (graph, its inputs by name) to the inputs of the posterior's head, each (R, ...).
+Features = Callable[[GraphBuilder, Mapping[str, Value]], Sequence[Value]]
 
 _NET = "posterior_net"
 
@@ -39,7 +45,7 @@ def drawn_posterior(
         noise: eps_lam, (R, A1, E), of size 0 for a Gaussian; a mixture chooses by its first number.
         clamp: bound on the absolute log-variances, 0 for none.
     """
-    if f"{_NET}.weight.weight" in p:
+    if _is_mixture(p):
         return _explicit(g, p, features, noise.value, clamp)
     if not noise.size:
         q = gaussian_head(g, p, _NET, features, logvar_clamp=clamp)
@@ -50,6 +56,31 @@ def drawn_posterior(
         return log_mean_exp(g, log_density(g, mixture, g.unsqueeze(z, 1)))  # (R, A1) to (R,)
 
     return first_draw(g, mixture), log_q
+
+
+def mixture_graph(
+    weights: WeightStore, p: Parameters, features: Features, clamp: float, sizes: Mapping[str, int]
+) -> dict[Graph, onnx.ModelProto]:
+    """Emit posterior.onnx of an explicit mixture; no graph for another posterior.
+
+    Args:
+        weights: the store that all graphs share.
+        p: the model's weights, the head's under ``posterior_net``.
+        features: what the head is told.
+        clamp: bound on the absolute log-variances, 0 for none.
+        sizes: of the model, by axis name.
+    """
+    if not _is_mixture(p):
+        return {}
+    g, given = begin(weights, POSTERIOR)
+    mixture, log_weights = mixture_head(g, p, _NET, features(g, given), clamp)
+    outputs = {"mu": mixture.mu, "logvar": mixture.logvar, "log_weights": log_weights}
+    count = p.shape(f"{_NET}.weight.bias")[0]
+    return {POSTERIOR: g.build(POSTERIOR, outputs, {**sizes, "S": count})}
+
+
+def _is_mixture(p: Parameters) -> bool:
+    return f"{_NET}.weight.weight" in p
 
 
 def _explicit(

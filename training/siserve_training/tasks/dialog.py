@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from siserve_training.data.pairs import (
 )
 from siserve_training.data.sentence_folder import SentenceFolder
 from siserve_training.data.word_vectors import start_from_vectors
-from siserve_training.evaluation.information import mutual_information
+from siserve_training.evaluation.information import information_of
 from siserve_training.evaluation.noise_use import noise_shares
 from siserve_training.evaluation.system import Scorer
 from siserve_training.methods import load_method
@@ -203,12 +203,9 @@ def latent_information(
     if not isinstance(model, CVAE):
         return math.nan
     model.train(False)
-    batch = next(validation_batches(pairs, config, model.config.widths, count, count)).to(device)
-    encoded = model.encode(cast(DialogBatch, batch.pairs))
-    latents = model.draw_posterior(encoded, batch.noise)
-    mixture = model.mixture(encoded, batch.noise.eps_lam)
+    information = information_of(model, model.config.widths, pairs, config, device, count)
     model.train()
-    return mutual_information(latents.z[:, 0], mixture)
+    return information
 
 
 def _load(
