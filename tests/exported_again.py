@@ -1,10 +1,10 @@
-"""A bundle that is exported again by the version that wrote it is the same bundle."""
+"""A bundle exported again by the version that wrote it is the same; bundles with files changed."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from siserve.bundle import open_bundle
+from siserve.bundle import Description, open_bundle, write_bundle
 from siserve.bundle.tensors import MANIFEST_FILE
 from siserve_training.export.again import export_again
 
@@ -29,3 +29,16 @@ def is_the_same_exported_again(path: Path, out: Path) -> None:
         "parity_largest_difference": 0,
     }
     assert new.metrics["parity_largest_difference"] >= old.metrics["parity_largest_difference"]
+
+
+def with_files(bundle: Path, target: Path, **changed: bytes | None) -> Path:
+    """Copy a bundle, its manifest made anew, some files changed or, where None, left out."""
+    about = open_bundle(bundle).manifest.model_dump(exclude={"files", "sha256"})
+    files: dict[str, bytes | Path | None] = {
+        path.name: path for path in bundle.iterdir() if path.name != MANIFEST_FILE
+    }
+    for name in files:
+        files[name] = changed.get(name.replace(".", "_"), files[name])
+    kept = {name: content for name, content in files.items() if content is not None}
+    write_bundle(target, kept, Description.model_validate(about))
+    return target

@@ -9,8 +9,8 @@ import onnx
 import pytest
 import safetensors.numpy
 from bundle_factory import tiny_arrays, tiny_bundle
-from exported_again import is_the_same_exported_again
-from siserve.bundle import Description, open_bundle, write_bundle
+from exported_again import is_the_same_exported_again, with_files
+from siserve.bundle import open_bundle
 from siserve.bundle.errors import UsageError
 from siserve.bundle.tensors import FILES, MANIFEST_FILE, OPTIONAL_GRAPHS, WEIGHTS_FILE
 from siserve.cli import run
@@ -25,17 +25,6 @@ from .test_methods_in_batches import SIZES, make
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory):
     return tiny_bundle(tmp_path_factory.mktemp("old") / "bundle")
-
-
-def with_files(bundle, target, **changed):
-    """Copy a bundle, its manifest made anew, some files changed or, where None, left out."""
-    about = open_bundle(bundle).manifest.model_dump(exclude={"files", "sha256"})
-    files = {path.name: path for path in bundle.iterdir() if path.name != MANIFEST_FILE}
-    for name in files:
-        files[name] = changed.get(name.replace(".", "_"), files[name])
-    kept = {name: content for name, content in files.items() if content is not None}
-    write_bundle(target, kept, Description.model_validate(about))
-    return target
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])

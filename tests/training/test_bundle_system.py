@@ -3,35 +3,21 @@
 from __future__ import annotations
 
 import math
-from functools import partial
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from siserve.bundle.errors import BundleError
 from siserve.bundle.manifest import Sampling as Defaults
-from siserve.client.answer import make_request, make_score_request
-from siserve.serving.encoding import Context, ContextEncoder
-from siserve.serving.engine import EngineOptions
-from siserve.serving.loading import load_model
-from siserve.serving.metrics import Metrics
-from siserve.serving.noise import Purpose
-from siserve.serving.noise import normals as normals_of
-from siserve.serving.requests import RequestLimits
-from siserve.serving.sessions import Placement, load_sessions
-from siserve.v1.dialog_pb2 import VaryResponseRequest
-from siserve_training.data.batches import DialogBatch
 from siserve_training.errors import ConfigError, RunError
 from siserve_training.evaluation import bundle_system
+from siserve_training.evaluation.bundle_system import BundleSystem
 from siserve_training.evaluation.generation import Sampling, respond
-from siserve_training.evaluation.likelihood import LikelihoodEstimate
 from siserve_training.evaluation.measure import Measurement, answer, measure, open_subject
 from siserve_training.evaluation.report import render_measurement
 from siserve_training.evaluation.system import Decoding
 from siserve_training.export.run import export_run
-from siserve_training.models.draws import Encoded, Latents, Noise
+from siserve_training.models.draws import Noise
 from siserve_training.tasks.prepared import evaluation_batches
 
 from .small_runs import write_run
@@ -74,7 +60,8 @@ def test_a_run_and_its_bundle_measure_alike(both, corpus):
     expected, got = measure(of_run, ASKED), measure(of_bundle, ASKED)
     own = {"system", "checkpoint"}
     of_mixtures = {"b_k", "mutual_information", "mutual_information_ceiling"}
-    of_models = {"log_b_k"} | (set() if of_bundle.system.components > 1 else of_mixtures)
+    has_mixture = isinstance(of_bundle.system, BundleSystem) and of_bundle.system.is_explicit
+    of_models = {"log_b_k"} | (set() if has_mixture else of_mixtures)
     of_models |= {name for name in expected if name.startswith(("noise_share", "bound_at", "non_"))}
     assert expected.keys() - got.keys() <= of_models and got.keys() <= expected.keys()
     for name in got.keys() - own:
@@ -102,75 +89,6 @@ def test_a_component_of_small_share_is_drawn_of_a_bundle_too(corpus, tmp_path):
     for name in ("z", "log_q_z", "log_own_z"):
         one, other = (getattr(each, name) for each in drawn)
         torch.testing.assert_close(other, one, atol=1e-4, rtol=1e-4)
-
-
-@pytest.fixture(scope="module")
-def served_mixture(corpus, tmp_path_factory):
-    """A bundle of gmm-cvae at work, and the model of its run."""
-    folder = tmp_path_factory.mktemp("served")
-    run = write_run(folder / "run", corpus, **SYSTEMS["mixture"])
-    export_run(run, folder / "bundle")
-    options = (RequestLimits(), EngineOptions(), Metrics().engine_observer())
-    model = load_model(folder / "bundle", Placement("cpu", "fp32", 1), *options)
-    model.start()
-    yield model, open_subject(run, corpus, "test").system
-    model.stop()
-
-
-TURNS = [("A", "i have a dog"), ("B", "do you like the cat")]
-GIVEN, SAMPLES, SEED = "my dog is old", 60, 11
-
-
-def drawn_by_the_run(served, system) -> tuple[Encoded, Noise, Latents]:
-    """What the run draws for the served model's context by the served model's noise."""
-    text, manifest = served.text, served.bundle.manifest
-    told = zip("AB", text.encode_utterances([said for _, said in TURNS]), strict=True)
-    window = text.context_window(list(told), "A")
-    sessions = load_sessions(served.bundle, "cpu", 1)
-    context = Context(window.utterances, window.floors)
-    c = ContextEncoder(sessions, manifest.tokens.pad).encode([context])
-    rows, sizes = np.arange(SAMPLES), manifest.sizes
-    normals = partial(normals_of, SEED, rows)
-    eps_lam = torch.from_numpy(normals(sizes.noise, Purpose.LAMBDA))
-    eps_z = torch.from_numpy(normals(sizes.latent, Purpose.POSTERIOR))
-    noise = Noise(eps_lam.view(1, SAMPLES, -1), eps_z[None], torch.zeros(1, 1, 0))
-    ids = torch.tensor([text.encode_utterance(GIVEN)])
-    response = system.model.encode_utterances(ids, torch.tensor([ids.shape[1]]))
-    encoded = Encoded(torch.from_numpy(c), response)
-    return encoded, noise, system.draw_posterior(encoded, noise)
-
-
-@torch.no_grad()
-def test_a_served_mixture_scores_as_its_run(served_mixture):
-    served, system = served_mixture
-    asked = make_score_request(TURNS, [GIVEN], num_samples=SAMPLES, num_aux=0, seed=SEED)
-    scores = served.submit_scores(served.check_scores(asked)).result.result(30)
-    encoded, _, latents = drawn_by_the_run(served, system)
-    ids = torch.tensor([served.text.encode_utterance(GIVEN)])
-    batch = SimpleNamespace(
-        utterances=ids, response=torch.tensor([0]), response_lengths=torch.tensor([len(ids[0]) - 1])
-    )
-    log_p_x = system.log_p_x(cast(DialogBatch, batch), encoded.c, latents.z)
-    weights = log_p_x + latents.log_p_z - latents.log_q_z  # (1, S)
-    expected = LikelihoodEstimate.of(weights, ids.shape[1] - 1)
-    assert scores.by_posterior
-    assert scores.estimates[0].log_prob == pytest.approx(expected.log_p_x, abs=1e-3)
-    assert scores.estimates[0].std_error == pytest.approx(expected.estimate_error, rel=1e-3)
-
-
-@torch.no_grad()
-def test_a_served_mixture_varies_as_its_run(served_mixture):
-    served, system = served_mixture
-    request = make_request(TURNS, n=SAMPLES, seed=SEED, temperature=0.0)
-    message = VaryResponseRequest(generate=request, response=GIVEN)
-    job = served.submit(served.check(request), variation=served.check_variation(message))
-    said = [row.tokens for row in job.result.result(30).rows]
-    encoded, _, latents = drawn_by_the_run(served, system)
-    c = encoded.c.expand(SAMPLES, -1)
-    rows = system.decode(c, latents.z[0], Decoding(), torch.zeros(40, SAMPLES))
-    expected = [tuple(word for word in row if word not in system.marks) for row in rows.tolist()]
-    assert len(set(said)) > 1
-    assert said == expected
 
 
 def test_the_same_uniforms_choose_the_same_words(both, corpus):

@@ -6,13 +6,15 @@ import json
 from pathlib import Path
 
 import pytest
-from exported_again import is_the_same_exported_again
+from exported_again import is_the_same_exported_again, with_files
+from siserve.bundle.tensors import POSTERIOR
 from siserve.bundle.verify import open_bundle
 from siserve.cli import run
 from siserve.client.answer import make_request
 from siserve.client.in_process import InProcess
 from siserve.serving.errors import NotPossible
 from siserve_training.config import TrainConfig
+from siserve_training.export.again import export_again
 from siserve_training.export.run import export_run
 from siserve_training.methods import LM_METHODS
 from siserve_training.training import start_run
@@ -122,6 +124,20 @@ def test_a_bundle_measures_as_its_run(trained, sentences, tmp_path, capsys):
         assert of_bundle[name] == pytest.approx(of_run[name], rel=1e-4, abs=1e-4), name
     if trained.name != "si-vae":  # whose posterior means are over fewer draws of noise here
         assert of_bundle["active_units"] == of_run["active_units"]
+
+
+def test_only_an_explicit_mixture_has_a_graph_of_its_own(trained, sentences, tmp_path, capsys):
+    """One of before lacks it: what it cannot tell is refused, and exported again it tells it."""
+    bundle, old = tmp_path / "bundle", tmp_path / "old"
+    files = export_run(trained, bundle).files
+    assert (POSTERIOR.file in files) == (trained.name == "gmm-vae")
+    if trained.name != "gmm-vae":
+        return
+    with_files(bundle, old, posterior_onnx=None)
+    assert run(["evaluate", str(old), "--data", str(sentences)]) == 2
+    said = capsys.readouterr().err
+    assert "export it again" in said and len(said.splitlines()) == 1
+    assert export_again(old, tmp_path / "new").files[POSTERIOR.file] == files[POSTERIOR.file]
 
 
 def test_ask_takes_no_text_for_a_model_of_sentences(trained, tmp_path, capsys):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from siserve_training.nets.gru import PackedLayout
-from siserve_training.nets.lstm import packed_lstm
+from siserve_training.nets.lstm import packed_lstm, packed_states
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
@@ -33,3 +33,27 @@ def test_states_and_gradients_equal_the_librarys(lengths, told):
     found = torch.autograd.grad(ours.sin().sum() + our_last.cos().sum(), sources)
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("steps", [3, 20], ids=["few steps", "many steps"])
+@pytest.mark.parametrize(
+    ("dtype", "error"), [(torch.float32, 1e-6), (torch.bfloat16, 3e-2)], ids=str
+)
+def test_weights_that_are_laid_out_once_multiply_as_they_are(dtype, error, steps):
+    """Against float64; rows end one after another, so that sets of rows of every size meet them."""
+    torch.manual_seed(5)
+    hidden, lengths = 24, torch.arange(steps, 0, -1)
+    layout = PackedLayout.of(lengths, torch.device("cpu"))
+    shapes = ((9, 4 * hidden), (steps, 4 * hidden), (steps, hidden), (steps, hidden))
+    drawn = [0.5 * torch.randn(shape) for shape in (*shapes, (4 * hidden, hidden))]
+    index = torch.randint(0, 9, (len(layout.rows),))
+    results = []
+    for kind in (dtype, torch.float64):
+        leaves = [leaf.to(dtype).to(kind).requires_grad_() for leaf in drawn]
+        table, constant, state, cell, weight = leaves
+        sizes = layout.batch_sizes.tolist()
+        outputs, last = packed_states(table, index, constant, (state, cell), weight, sizes)
+        total = outputs.double().sin().sum() + last.double().cos().sum()
+        results.append([outputs, *torch.autograd.grad(total, leaves)])
+    for one, other in zip(*results, strict=True):
+        assert (one.double() - other).norm() <= error * other.norm()

@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 import torch
 from siserve_training.nets import output
-from siserve_training.nets.output import WordSample, bag_log_probs, token_log_probs
+from siserve_training.nets.output import (
+    WordSample,
+    bag_log_probs,
+    linear_log_probs,
+    token_log_probs,
+)
 from torch import nn
 
 
@@ -22,9 +27,10 @@ def states_and_targets(count=17):
     return states, torch.randint(0, 40, (count,), generator=generator)
 
 
-@pytest.mark.parametrize("chunk", [4, 512])
-def test_values_and_gradients_equal_log_softmax(layer, monkeypatch, chunk):
-    monkeypatch.setattr(output, "_CHUNK_TOKENS", chunk)
+@pytest.mark.parametrize("rows", [4, 512])
+def test_values_and_gradients_equal_log_softmax(layer, monkeypatch, rows):
+    monkeypatch.setattr(output, "_CACHED_ROWS", rows)
+    monkeypatch.setattr(output, "_CHUNK_TOKENS", rows)
     states, targets = states_and_targets()
     weights = torch.linspace(-1, 2, len(targets), dtype=torch.float64)
     leaves = [states, layer.weight, layer.bias]
@@ -35,6 +41,29 @@ def test_values_and_gradients_equal_log_softmax(layer, monkeypatch, chunk):
     gradients = torch.autograd.grad((got * weights).sum(), leaves)
     for gradient, reference in zip(gradients, expected, strict=True):
         torch.testing.assert_close(gradient, reference, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shift", "error"),
+    [(torch.float32, 0, 1e-6), (torch.float32, 500, 1e-4), (torch.bfloat16, 0, 2e-2)],
+    ids=str,
+)
+def test_narrow_types_lose_no_more_than_their_rounding(layer, dtype, shift, error):
+    """Logits far from 0 do not overflow."""
+    states, targets = states_and_targets(40)
+    weights = torch.linspace(-1, 2, len(targets), dtype=torch.float64)
+    leaves = [leaf.detach().to(dtype) for leaf in (states, layer.weight, layer.bias + shift)]
+    exact = [leaf.double().requires_grad_() for leaf in leaves]
+    plain = torch.log_softmax(exact[0] @ exact[1].t() + exact[2], -1)
+    plain = plain.gather(1, targets.unsqueeze(1)).squeeze(1)
+    expected = torch.autograd.grad((plain * weights).sum(), exact)
+    leaves = [leaf.requires_grad_() for leaf in leaves]
+    got = linear_log_probs(*leaves, targets)
+    assert got.dtype == torch.float32
+    found = torch.autograd.grad((got * weights.float()).sum(), leaves)
+    for one, other in zip(found, expected, strict=True):
+        assert one.dtype == dtype
+        assert (one.double() - other).norm() <= error * other.norm()
 
 
 def test_a_sample_of_every_word_is_the_exact_softmax(layer):

@@ -17,11 +17,15 @@ from siserve_training.nets.gru import PackedLayout
 __all__ = ["StepProduct", "packed_lstm", "packed_states"]
 
 
+#: Steps back from which a float32 weight is worth turning and laying out; a bf16 one never is.
+_STEPS_THAT_PAY = 12
+
+
 class StepProduct:
     """Rows times the transpose of a weight, for a weight that many small sets of rows meet.
 
-    oneDNN lays a bf16 weight out anew for each product, which for a batch's rows costs as much as
-    the product itself; here it is laid out once.
+    Libraries lay a weight out anew for each product, which for a batch's rows costs as much as the
+    product itself; here oneDNN lays it out once, in float32 and in bf16.
 
     Args:
         weight: (O, I).
@@ -31,7 +35,7 @@ class StepProduct:
     def __init__(self, weight: Tensor, rows: int) -> None:
         self.transposed = weight.t()
         self.packed = None
-        if weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        if _packs(weight.dtype):
             self.packed = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
 
     def __call__(self, rows: Tensor) -> Tensor:
@@ -40,6 +44,13 @@ class StepProduct:
             return torch.mm(rows, self.transposed)
         product = torch.ops.mkldnn._linear_pointwise(rows, self.packed, None, "none", [], "")
         return cast(Tensor, product)
+
+
+def _packs(dtype: torch.dtype) -> bool:
+    """Say whether oneDNN multiplies by weights of a type that it laid out before."""
+    if dtype == torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return dtype == torch.float32 and torch.backends.mkldnn.is_available()
 
 
 class _PackedLSTM(torch.autograd.Function):
@@ -106,6 +117,9 @@ class _PackedLSTM(torch.autograd.Function):
         torch.mul(squashed, o * (1 - o), out=slopes[:, 3])
         to_cell = o * (1 - squashed * squashed)
         state, cell = grad_state.clone(), grad_cell.clone()
+        back = ctx.back
+        if back is None and weight.dtype == torch.float32 and len(ctx.sizes) >= _STEPS_THAT_PAY:
+            back = StepProduct(weight.t().contiguous(), ctx.sizes[0])
         stop = len(gates)
         for size in reversed(ctx.sizes):
             at = slice(stop - size, stop)
@@ -115,10 +129,10 @@ class _PackedLSTM(torch.autograd.Function):
             slopes[at, :3] *= of_cell.unsqueeze(1)
             slopes[at, 3] *= of_state
             of_cell *= f[at]
-            if ctx.back is None:
+            if back is None:
                 torch.mm(grad_gates[at], weight, out=of_state)
             else:
-                of_state.copy_(ctx.back(grad_gates[at]))
+                of_state.copy_(back(grad_gates[at]))
             stop -= size
         wants = ctx.needs_input_grad
         grad_table = grad_constant = None

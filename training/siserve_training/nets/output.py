@@ -1,13 +1,12 @@
 """The output layer and its loss in one pass over real tokens.
 
-With 10,002 words the output layer is most of a training step. Logits of a chunk of tokens are
-turned into probabilities in place and kept for the gradient; nothing of size (tokens, words) is
-written twice, and padding never gets here.
+With 10,002 words the output layer is most of a training step. Logits become the softmax's error in
+place, some rows at a time while they are in cache, and are kept for the gradient; the gradient
+itself reads that matrix in products alone. Padding never gets here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -19,58 +18,66 @@ from torch import Tensor, nn
 __all__ = ["WordSample", "bag_log_probs", "linear_log_probs", "token_log_probs"]
 
 _CHUNK_TOKENS = 512
+#: Rows whose logits lie in a core's cache while they become probabilities.
+_CACHED_ROWS = 32
 
 
 class _LinearLogProb(torch.autograd.Function):
-    """log softmax(states @ weight.T + bias)[target], with gradients for all but the targets."""
+    """log softmax(states @ weight.T + bias)[target], with gradients for all but the targets.
+
+    The only matrix of size (tokens, words) holds the logits, then what log p[target] gains by each
+    of them, one-hot - p. A token's share in the gradient multiplies its state, not that matrix.
+    """
 
     @staticmethod
     def forward(ctx: Any, states: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> Tensor:
-        log_probs: list[Tensor] = []
-        ctx.probabilities = []
-        for rows, words in _chunks(states, targets):
-            logits = _aligned_rows(rows, len(weight))  # (n, V)
-            torch.addmm(bias, rows, weight.t(), out=logits)
-            scores = _at_least_float32(logits)
-            log_sum = scores.logsumexp(-1, keepdim=True)
-            log_probs.append((scores.gather(1, words.unsqueeze(1)) - log_sum).squeeze(1))
-            ctx.probabilities.append(scores.sub_(log_sum).exp_().to(weight.dtype))
-        ctx.save_for_backward(states, weight, targets)
-        return torch.cat(log_probs)
+        logits = torch.addmm(bias, states, weight.t(), out=_aligned_rows(states, len(weight)))
+        log_probs = _softmax_errors(logits, targets)
+        ctx.save_for_backward(states, weight, logits)
+        return log_probs
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        states, weight, targets = ctx.saved_tensors
-        of_layer = ctx.needs_input_grad[1]
-        grad_states = torch.empty_like(states)
-        grad_weight = torch.zeros_like(weight) if of_layer else weight
-        grad_bias = weight.new_zeros(len(weight))
-        pieces = zip(
-            ctx.probabilities,
-            _chunks(states, targets),
-            grads[0].split(_CHUNK_TOKENS),
-            grad_states.split(_CHUNK_TOKENS),
-            strict=True,
-        )
-        for probabilities, (rows, words), grad, out in pieces:
-            scale = grad.to(weight.dtype).unsqueeze(1)
-            # d log p[word] / d logits = one-hot - p
-            error = (probabilities * -scale).scatter_add_(1, words.unsqueeze(1), scale)
-            torch.mm(error, weight, out=out)
-            if of_layer:
-                grad_weight.addmm_(error.t(), rows)
-                grad_bias.add_(error.sum(0))
-        if not of_layer:
+        states, weight, errors = ctx.saved_tensors
+        scale = grads[0].unsqueeze(1)  # (n, 1)
+        grad_states = _scaled(torch.mm(errors, weight), scale)
+        if not ctx.needs_input_grad[1]:
             return grad_states, None, None, None
+        grad_weight = torch.mm(errors.t(), _scaled(states, scale))
+        grad_bias = torch.mm(scale.t().to(errors.dtype), errors).squeeze(0)
         return grad_states, grad_weight, grad_bias, None
+
+
+def _softmax_errors(logits: Tensor, targets: Tensor) -> Tensor:
+    """Turn logits into one-hot - p in place, (n, V), and return log p of the targets, (n,)."""
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    log_probs = logits.new_empty(len(logits), dtype=wide)
+    rows = _CACHED_ROWS if logits.device.type == "cpu" else _CHUNK_TOKENS
+    pieces = (logits.split(rows), targets.split(rows), log_probs.split(rows))
+    for piece, words, found in zip(*pieces, strict=True):
+        scores, words = piece.to(wide), words.unsqueeze(1)
+        scores.sub_(scores.amax(1, keepdim=True))
+        of_target = scores.gather(1, words)
+        scores.exp_()
+        total = scores.sum(1, keepdim=True)
+        torch.sub(of_target, total.log(), out=found.unsqueeze(1))
+        scores.mul_(-1 / total).scatter_add_(1, words, torch.ones_like(total))
+        piece.copy_(scores)
+    return log_probs
+
+
+def _scaled(rows: Tensor, scale: Tensor) -> Tensor:
+    """Multiply each row by a number of its own, in float32 at least, (n, H) and (n, 1)."""
+    return torch.mul(rows, scale).to(rows.dtype)
 
 
 def _log_probs(states: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> Tensor:
     """Compute what `_LinearLogProb` does and keep nothing for a gradient."""
     log_probs = [torch.empty(0, device=states.device)]
-    for rows, words in _chunks(states, targets):
+    pieces = zip(states.split(_CHUNK_TOKENS), targets.split(_CHUNK_TOKENS), strict=True)
+    for rows, words in pieces:
         logits = torch.addmm(bias, rows, weight.t(), out=_aligned_rows(rows, len(weight)))
-        scores = _at_least_float32(logits)
+        scores = logits.to(torch.promote_types(logits.dtype, torch.float32))
         log_sum = scores.logsumexp(-1, keepdim=True)
         log_probs.append((scores.gather(1, words.unsqueeze(1)) - log_sum).squeeze(1))
     return torch.cat(log_probs)
@@ -79,14 +86,6 @@ def _log_probs(states: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) ->
 def _aligned_rows(like: Tensor, width: int) -> Tensor:
     """Return an empty (rows, width) matrix whose rows start at cache lines, half again as fast."""
     return like.new_empty(len(like), -(-width // 16) * 16)[:, :width]
-
-
-def _at_least_float32(logits: Tensor) -> Tensor:
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-
-def _chunks(states: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    return zip(states.split(_CHUNK_TOKENS), targets.split(_CHUNK_TOKENS), strict=True)
 
 
 @dataclass(frozen=True)
