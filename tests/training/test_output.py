@@ -57,8 +57,8 @@ def test_narrow_types_lose_no_more_than_their_rounding(layer, dtype, shift, erro
     plain = torch.log_softmax(exact[0] @ exact[1].t() + exact[2], -1)
     plain = plain.gather(1, targets.unsqueeze(1)).squeeze(1)
     expected = torch.autograd.grad((plain * weights).sum(), exact)
-    leaves = [leaf.requires_grad_() for leaf in leaves]
-    got = linear_log_probs(*leaves, targets)
+    states, weight, bias = leaves = [leaf.requires_grad_() for leaf in leaves]
+    got = linear_log_probs(states, weight, bias, targets)
     assert got.dtype == torch.float32
     found = torch.autograd.grad((got * weights.float()).sum(), leaves)
     for one, other in zip(found, expected, strict=True):
