@@ -3,10 +3,11 @@
     python tests/benchmarks/check_plan.py --out FOLDER [-n 5] [--turns 6] [--requests 300]
 
 One replica and the load generator share core 0; two replicas have a core each, and the generator
-both, at twice the rates. So a core bears the same in both. They take turns, each at all rates:
-shares of what eight clients that wait for their answers get out of one replica. Both have as many
-requests for a rate: the p99 of fewer is lower. Their callers have a replica each, so that each
-replica has Poisson arrivals, as the plan takes them; `--spread turns` shows the gain of turns.
+both, at twice the rates. So a core bears the same in both. They take turns rate by rate, so that a
+slow minute of the machine meets both; rates are shares of what eight clients that wait for their
+answers get out of one replica. Both have as many requests for a rate: the p99 of fewer is lower.
+Their callers have a replica each, so that each replica has Poisson arrivals, as the plan takes
+them; `--spread turns` shows the gain of turns.
 For several p99, what two bear is compared with twice what the plan says of one, without headroom:
 over all the p99 that both went through, but for those that the plan refuses.
 Figures are kept in FOLDER: a second run adds turns to those that lie there, and `--turns 0` only
@@ -20,8 +21,8 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +38,11 @@ SEEDS_APART = 1000
 
 
 @contextmanager
-def replicas(cores: Sequence[str]) -> Iterator[str]:
-    """Start a replica on each core; yield what the generator is to ask."""
+def replicas(cores: str) -> Iterator[str]:
+    """Start a replica on each of cores 0,1,...; yield what the generator is to ask."""
     started: list[subprocess.Popen[str]] = []
     try:
-        for core in cores:
+        for core in cores.split(","):
             command = ["taskset", "-c", core, *SISERVE, "serve", *SERVED]
             command += ["--port=0", "--metrics-port=0"]
             started.append(
@@ -58,13 +59,12 @@ def replicas(cores: Sequence[str]) -> Iterator[str]:
             each.wait()
 
 
-def bench(options: argparse.Namespace, cores: Sequence[str], *load: str) -> dict[str, Any]:
-    """Run the load generator against a replica on each of some cores, and on these cores."""
-    command = ["taskset", "-c", ",".join(cores), *SISERVE, "bench", "serve", "--json"]
-    with replicas(cores) as address:
-        command += [f"--n={options.n}", f"--address={address}", "--seconds=4"]
-        command += [f"--spread={options.spread}", *load]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+def bench(options: argparse.Namespace, address: str, cores: str, *load: str) -> dict[str, Any]:
+    """Run the load generator on some cores against the replicas of an address."""
+    command = ["taskset", "-c", cores, *SISERVE, "bench", "serve", "--json"]
+    command += [f"--n={options.n}", f"--address={address}", "--seconds=4"]
+    command += [f"--spread={options.spread}", *load]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if done.returncode != 0:
         sys.exit(done.returncode)
     result: dict[str, Any] = json.loads(done.stdout)
@@ -77,25 +77,29 @@ def rates_of_one(options: argparse.Namespace, path: Path) -> Sequence[float]:
     if path.exists():
         (one,) = read_figures([path]).curves
         return [point.rate for point in one.points]
-    (load,) = bench(options, ["0"], "--clients=8")["loads"]
+    with replicas("0") as address:
+        (load,) = bench(options, address, "0", "--clients=8")["loads"]
     return [round(share * load["requests_per_s"], 1) for share in SHARES]
 
 
-def measure(options: argparse.Namespace, path: Path, cores: Sequence[str], one: Sequence[float]):
-    """Add a turn of a replica on each core, all rates of one times their number."""
-    number = len(cores)
-    turn = len(path.read_text().splitlines()) if path.exists() else 0
-    rates = ",".join(f"{number * rate:g}" for rate in one)
-    result = bench(
-        options,
-        cores,
-        "--clients=",
-        f"--rate={rates}",
-        f"--requests={options.requests}",
-        f"--seed={number * SEEDS_APART + turn * len(one)}",
-    )
-    with path.open("a") as file:
-        file.write(json.dumps(result) + "\n")
+def measure(options: argparse.Namespace, paths: Mapping[int, Path], rates: Sequence[float]) -> None:
+    """Add a turn of so many replicas each: all rates of one times their number."""
+    cores = {number: ",".join(map(str, range(number))) for number in paths}
+    done = {number: _lines(path) // len(rates) for number, path in paths.items()}
+    with ExitStack() as stack:
+        started = {number: stack.enter_context(replicas(cores[number])) for number in paths}
+        for place, rate in enumerate(rates):
+            for number, path in paths.items():
+                seed = number * SEEDS_APART + done[number] * len(rates) + place
+                load = ["--clients=", f"--rate={number * rate:g}"]
+                load += [f"--requests={options.requests}", f"--seed={seed}"]
+                result = bench(options, started[number], cores[number], *load)
+                with path.open("a") as file:
+                    file.write(json.dumps(result) + "\n")
+
+
+def _lines(path: Path) -> int:
+    return len(path.read_text().splitlines()) if path.exists() else 0
 
 
 def targets(one: Curve, two: Curve) -> Sequence[float]:
@@ -129,16 +133,14 @@ def main() -> int:
     parser.add_argument("--only-one", action="store_true", help="measure one replica and stop")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    one, two = options.out / "one.jsonl", options.out / "two.jsonl"
-    rates = rates_of_one(options, one)
+    paths = {1: options.out / "one.jsonl", 2: options.out / "two.jsonl"}
+    rates = rates_of_one(options, paths[1])
     for _ in range(options.turns):
-        measure(options, one, ["0"], rates)
-        if not options.only_one:
-            measure(options, two, ["0", "1"], rates)
+        measure(options, {1: paths[1]} if options.only_one else paths, rates)
     if options.only_one:
         return 0
-    curves = (read_figures([path]).curves[0] for path in (one, two))
-    return 1 if compare(*curves) > MOST_OFF else 0
+    one, two = (read_figures([path]).curves[0] for path in paths.values())
+    return 1 if compare(one, two) > MOST_OFF else 0
 
 
 if __name__ == "__main__":
