@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from siserve.serving.errors import RateExceeded
 
-__all__ = ["RateLimit", "RateLimiter"]
+__all__ = ["RateLimit", "RateLimiter", "Take"]
+
+#: RateLimiter.take of a limiter that may be in another process.
+Take = Callable[[str, int], Awaitable[None]]
 
 _MAX_BUCKETS = 4096
 

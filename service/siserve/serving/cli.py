@@ -108,6 +108,15 @@ def serve(
             min=0, max=256, envvar="SISERVE_WORKERS", help="Decode at once; 0 = one a core."
         ),
     ] = 0,
+    rpc_processes: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            max=64,
+            envvar="SISERVE_RPC_PROCESSES",
+            help="Take calls beside the engine's process, on one port; 0 = in it.",
+        ),
+    ] = 0,
     precision: Annotated[
         _Precision,
         typer.Option(envvar="SISERVE_PRECISION", help="auto is int8 where it was tried."),
@@ -286,6 +295,7 @@ def serve(
         placement=Placement(device.value, precision.value, threads),
         host=host,
         port=port,
+        rpc_processes=rpc_processes,
         http_port=http_port,
         metrics_host=metrics_host,
         metrics_port=metrics_port,
@@ -295,6 +305,7 @@ def serve(
         tls=CertificateFiles.of(tls_cert, tls_key, tls_client_ca),
         insecure=insecure,
         keys=keys_file,
+        log_format=log_format.value,
         otlp_endpoint=otlp_endpoint,
         exemplars=exemplars,
         limits=RequestLimits(

@@ -16,7 +16,7 @@ from siserve.bundle.text import Text
 from siserve.bundle.verify import Bundle
 from siserve.serving.diversity import distinct
 from siserve.serving.encoding import Context
-from siserve.serving.engine import Engine
+from siserve.serving.engine import AnyEngine
 from siserve.serving.flight import Generation, Job, Row, Variation
 from siserve.serving.given import ScoreRequest, check_score_request, check_variation
 from siserve.serving.requests import (
@@ -56,7 +56,7 @@ class DialogModel:
     bundle: Bundle
     text: Text
     context_text: Text | ContextText
-    engine: Engine
+    engine: AnyEngine
     limits: RequestLimits
     device: str
     precision: str

@@ -25,7 +25,7 @@ from siserve.serving.calls import Call, OpenCalls
 from siserve.serving.errors import DeadlinePassed, QueueFull, RequestError
 from siserve.serving.gate import Gate, Metadata
 from siserve.serving.logs import log_call
-from siserve.serving.metrics import Metrics
+from siserve.serving.metrics import CallMetrics
 from siserve.serving.requests import parse
 from siserve.serving.status import code_of, details_of
 from siserve.serving.tracing import Tracing
@@ -153,7 +153,7 @@ class Hall:
 
     def __init__(
         self,
-        metrics: Metrics,
+        metrics: CallMetrics,
         calls: OpenCalls,
         gate: Gate,
         tracing: Tracing | None = None,

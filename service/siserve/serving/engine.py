@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import Future
-from typing import overload
+from typing import Protocol, overload
 
 from siserve.bundle.manifest import Manifest
 from siserve.serving.encoding import ContextEncoder
@@ -24,7 +24,30 @@ from siserve.serving.scoring import ScoreJob, Scores
 from siserve.serving.sessions import Sessions
 from siserve.serving.worker import Worker
 
-__all__ = ["Engine", "EngineOptions", "Observer"]
+__all__ = ["AnyEngine", "Engine", "EngineOptions", "Observer"]
+
+
+class AnyEngine(Protocol):
+    """What decodes jobs, here or in another process."""
+
+    @property
+    def stalled_seconds(self) -> float:
+        """See Engine."""
+
+    def start(self) -> None:
+        """See Engine."""
+
+    @overload
+    def submit(self, job: Job) -> Future[Generation]: ...
+
+    @overload
+    def submit(self, job: ScoreJob) -> Future[Scores]: ...
+
+    def check_room(self) -> None:
+        """See Engine."""
+
+    def stop(self, finish: bool = True) -> None:
+        """See Engine."""
 
 
 class Engine:

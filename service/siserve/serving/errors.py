@@ -78,12 +78,14 @@ class TryLater(RequestError):
     """Nothing is wrong with the request but its moment.
 
     Attributes:
+        problem: what is wrong with it.
         retry_after_s: when it is worth another try, in seconds from now.
     """
 
     def __init__(self, problem: str, retry_after_s: float) -> None:
         """End the message with the time to wait."""
         super().__init__(f"{problem}; try again in {retry_after_s:.2g} s")
+        self.problem = problem
         self.retry_after_s = retry_after_s
 
 

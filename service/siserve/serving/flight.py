@@ -62,6 +62,7 @@ class Job:
         diversity: above 0 the n responses are chosen among more candidates.
         deadline: time.monotonic() after which nobody waits for the result.
         result: filled by the engine: the generation, or the error that ended it.
+        on_cancel: told when nobody waits any more, in the thread of who gave up.
     """
 
     context: Context
@@ -76,12 +77,15 @@ class Job:
     on_rows: Callable[[Sequence[tuple[int, Row]]], None] | None = None
     deadline: float = float("inf")
     result: Future[Generation] = field(default_factory=Future)
+    on_cancel: Callable[[], None] | None = None
     submitted: float = 0.0
     is_cancelled: bool = False
 
     def cancel(self) -> None:
         """Stop the work at the next chunk; safe from any thread."""
         self.is_cancelled = True
+        if self.on_cancel is not None:
+            self.on_cancel()
 
 
 class Flight:

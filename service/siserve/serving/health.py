@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import grpc
@@ -17,7 +17,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from siserve.serving.doors import SERVICE
 
-__all__ = ["LIVENESS", "READINESS", "Health"]
+__all__ = ["LIVENESS", "READINESS", "Health", "Tell", "add_health"]
 
 LIVENESS, READINESS = "liveness", "readiness"
 STALL_SECONDS = 60.0
@@ -26,18 +26,37 @@ _READY_NAMES = ("", SERVICE, READINESS)
 _STATUS = health_pb2.HealthCheckResponse.ServingStatus
 
 
+#: Says of some names whether they are SERVING.
+Tell = Callable[[Sequence[str], bool], Awaitable[None]]
+
+
+def add_health(server: grpc.aio.Server, meet: Callable[[str], None] | None = None) -> Tell:
+    """Add the health service; return what changes its answers.
+
+    Args:
+        server: where it is added.
+        meet: told the peer of each probe; None = nobody is.
+    """
+    servicer: Any = _Servicer(meet)
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+
+    async def tell(names: Sequence[str], is_serving: bool) -> None:
+        for name in names:
+            await servicer.set(name, _STATUS.SERVING if is_serving else _STATUS.NOT_SERVING)
+
+    return tell
+
+
 class Health:
     """What probes are told.
 
     Args:
-        server: the health service is added to it.
-        meet: told the peer of each probe; None = nobody is.
+        tell: takes what gRPC probes are told, in this process or in others.
     """
 
-    def __init__(self, server: grpc.aio.Server, meet: Callable[[str], None] | None = None) -> None:
+    def __init__(self, tell: Tell) -> None:
         """Begin neither live nor ready; see begin()."""
-        self._servicer: Any = _Servicer(meet)
-        health_pb2_grpc.add_HealthServicer_to_server(self._servicer, server)
+        self._tell = tell
         self._is_ready = False
         self._is_live = True
         self._beat = time.monotonic()
@@ -69,11 +88,6 @@ class Health:
     def is_ready(self) -> bool:
         """Answer a probe from another thread."""
         return self._is_ready and self.is_live()
-
-    async def _tell(self, names: tuple[str, ...], is_serving: bool) -> None:
-        status = _STATUS.SERVING if is_serving else _STATUS.NOT_SERVING
-        for name in names:
-            await self._servicer.set(name, status)
 
 
 class _Servicer(health.aio.HealthServicer):  # type: ignore[misc, name-defined]

@@ -47,8 +47,9 @@ class HttpDoor:
         port: int,
         certificate: Certificate | None,
         handshakes: Handshakes | None = None,
+        shares_port: bool = False,
     ) -> int:
-        """Listen; return the port.
+        """Listen, beside others if the port is shared with them; return the port.
 
         Raises:
             SiserveError: if the port cannot be had.
@@ -65,6 +66,7 @@ class HttpDoor:
                 ssl=context,
                 ssl_handshake_timeout=self._limits.handshake_seconds if context else None,
                 limit=_READ_BYTES,
+                reuse_port=shares_port or None,
             )
         except OSError:
             raise SiserveError(

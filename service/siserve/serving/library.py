@@ -43,6 +43,9 @@ class Library:
         folder: the watched folder; None = there is none.
         metrics: told of what is loaded and refused.
         seen: folders of bundles that need no look before they change.
+
+    Attributes:
+        on_change: told when other models answer than before.
     """
 
     def __init__(
@@ -59,6 +62,7 @@ class Library:
         self._folder = folder
         self._metrics = metrics
         self._seen = seen
+        self.on_change: Callable[[], None] = lambda: None
         self._one_at_a_time = asyncio.Lock()
 
     async def load(self, bundle: str) -> DialogModel:
@@ -83,7 +87,7 @@ class Library:
     def roll_back(self, name: str) -> DialogModel:
         """Let the model before the current one answer for a name; see Models.roll_back."""
         model = self.models.roll_back(name)
-        self._metrics.models_changed(self.models)
+        self._changed()
         _log.info("rolled back to %s", model.full_name)
         return model
 
@@ -119,10 +123,14 @@ class Library:
             raise
         retired = list(self.models.put(model))
         self._metrics.load_ended("served")
-        self._metrics.models_changed(self.models)
+        self._changed()
         _log.info("%s is served now", model.full_name)
         await asyncio.to_thread(_retire, retired)
         return model
+
+    def _changed(self) -> None:
+        self._metrics.models_changed(self.models)
+        self.on_change()
 
 
 def _retire(models: list[DialogModel]) -> None:

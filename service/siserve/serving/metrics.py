@@ -6,22 +6,44 @@ those that are served.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal
+from typing import Literal, Protocol
 
 import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
 from siserve.serving.models import Models
-from siserve.v1 import dialog_pb2
 
-__all__ = ["Metrics"]
+__all__ = ["CallMetrics", "Metrics"]
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _SHARES = tuple(step / 20 for step in range(1, 21))
 _TOKENS = (1, 2, 3, 5, 8, 12, 16, 24, 32, 40, 64)
 _ROWS = (1, 2, 5, 10, 20, 40, 64, 80, 128, 256, 512)
+
+
+class CallMetrics(Protocol):
+    """What is told by who answers calls, which may be in another process than the metrics."""
+
+    def certificate_taken(self, expires: float) -> None:
+        """See Metrics."""
+
+    def handshake_began(self) -> None:
+        """See Metrics."""
+
+    def connection_met(self) -> None:
+        """See Metrics."""
+
+    def call_answered(self, method: str, code: str, seconds: float, trace_id: str = "") -> None:
+        """See Metrics."""
+
+    def timed(self, queue_seconds: float, encode_seconds: float, decode_seconds: float) -> None:
+        """See Metrics."""
+
+    def generated(self, model: str, lengths: Sequence[int], shares: Sequence[float]) -> None:
+        """See Metrics."""
 
 
 class Metrics:
@@ -175,21 +197,24 @@ class Metrics:
         exemplar = {"trace_id": trace_id} if trace_id else None
         self._of_method(method).observe(seconds, exemplar)
 
-    def timed(self, timings: dialog_pb2.Timings) -> None:
+    def timed(self, queue_seconds: float, encode_seconds: float, decode_seconds: float) -> None:
         """Observe the stages of one request."""
-        self._queue_seconds.observe(timings.queue_seconds)
-        self._encode_seconds.observe(timings.encode_seconds)
-        self._decode_seconds.observe(timings.decode_seconds)
+        self._queue_seconds.observe(queue_seconds)
+        self._encode_seconds.observe(encode_seconds)
+        self._decode_seconds.observe(decode_seconds)
 
-    def generated(self, model: str, reply: dialog_pb2.GenerateResponsesResponse) -> None:
-        """Observe the stages and the result of one generation."""
-        self.timed(reply.timings)
-        counted, lengths = self._of_model(model), [each.num_tokens for each in reply.responses]
+    def generated(self, model: str, lengths: Sequence[int], shares: Sequence[float]) -> None:
+        """Observe the result of one generation.
+
+        Args:
+            model: its name.
+            lengths: of the responses, in tokens.
+            shares: of different words and of different pairs of words.
+        """
+        counted = self._of_model(model)
         counted.responses.inc(len(lengths))
         counted.tokens.inc(sum(lengths))
-        for distinct, share in zip(
-            counted.distinct, (reply.distinct_1, reply.distinct_2), strict=True
-        ):
+        for distinct, share in zip(counted.distinct, shares, strict=True):
             distinct.observe(share)
         for length in lengths:
             counted.response_tokens.observe(length)

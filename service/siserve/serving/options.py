@@ -7,11 +7,12 @@ from pathlib import Path
 
 from siserve.serving.admission import RateLimit
 from siserve.serving.engine import EngineOptions
+from siserve.serving.logs import Format
 from siserve.serving.requests import RequestLimits
 from siserve.serving.sessions import Placement
 from siserve.serving.tls import CertificateFiles
 
-__all__ = ["ConnectionLimits", "ServerOptions"]
+__all__ = ["ConnectionLimits", "ServerOptions", "join_address"]
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class ServerOptions:
         watch_seconds: between two looks at it; 0 = only at the start and when told.
         admin: whether models can be changed by a call.
         port: 0 picks a free one; so do `http_port` and `metrics_port`.
+        rpc_processes: how many take the calls and hand them to the engine; 0 = the engine's own.
         http_port: of the HTTP door, on the same host; None = there is none.
         notice_seconds: between NOT_SERVING and the first refusal, so that balancers look away.
         drain_seconds: how long calls in flight may take after SIGTERM.
@@ -62,6 +64,7 @@ class ServerOptions:
         exemplars: whether the times of calls in the metrics name a trace each, where there is one;
             scrapers see it who ask for OpenMetrics.
         keys: file of the keys that are asked for; None = everybody may call.
+        log_format: of each process that the server is made of.
     """
 
     models: tuple[Path, ...] = ()
@@ -71,6 +74,7 @@ class ServerOptions:
     placement: Placement = field(default_factory=Placement)
     host: str = "127.0.0.1"
     port: int = 50051
+    rpc_processes: int = 0
     http_port: int | None = None
     metrics_host: str = "127.0.0.1"
     metrics_port: int = 9464
@@ -82,6 +86,7 @@ class ServerOptions:
     otlp_endpoint: str = ""
     exemplars: bool = False
     keys: Path | None = None
+    log_format: Format = "text"
     limits: RequestLimits = field(default_factory=RequestLimits)
     engine: EngineOptions = field(default_factory=EngineOptions)
     connections: ConnectionLimits = field(default_factory=ConnectionLimits)
@@ -96,3 +101,12 @@ class ServerOptions:
     def message_bytes(self) -> int:
         """Largest message: a request whose text is too long is still read, to say what is wrong."""
         return max(self.connections.max_message_bytes, 4 * self.limits.max_text_bytes)
+
+    def page_url(self, port: int) -> str:
+        """Where the page is, if the HTTP door is at a port."""
+        return f"{'https' if self.tls else 'http'}://{join_address(self.host, port)}/"
+
+
+def join_address(host: str, port: int) -> str:
+    """Write a host, which may be an IPv6 address, and a port."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
@@ -60,6 +61,7 @@ class ScoreJob:
         num_aux: K.
         deadline: time.monotonic() after which nobody waits for the result.
         result: filled by the engine.
+        on_cancel: see Job.
     """
 
     context: Context
@@ -69,6 +71,7 @@ class ScoreJob:
     seed: int
     deadline: float = float("inf")
     result: Future[Scores] = field(default_factory=Future)
+    on_cancel: Callable[[], None] | None = None
     submitted: float = 0.0
     is_cancelled: bool = False
 
@@ -80,6 +83,8 @@ class ScoreJob:
     def cancel(self) -> None:
         """Stop the work at the next block; safe from any thread."""
         self.is_cancelled = True
+        if self.on_cancel is not None:
+            self.on_cancel()
 
 
 class Scoring:

@@ -37,9 +37,20 @@ class MetricsServer:
 
 
 def serve_metrics(
-    registry: CollectorRegistry, probes: Mapping[str, Probe], host: str, port: int
+    registry: CollectorRegistry,
+    probes: Mapping[str, Probe],
+    host: str,
+    port: int,
+    gather: Callable[[], None] | None = None,
 ) -> MetricsServer:
     """Expose metrics under /metrics and each probe under its path; port 0 picks a free one.
+
+    Args:
+        registry: the metrics.
+        probes: by their paths.
+        host: where to listen.
+        port: where to listen.
+        gather: sees to it that all is counted before the metrics are told; in a thread.
 
     Raises:
         SiserveError: if the port cannot be had.
@@ -49,6 +60,8 @@ def serve_metrics(
     def answer(environment: dict[str, Any], start: Any) -> Iterable[bytes]:
         path = environment["PATH_INFO"]
         if path in ("/metrics", "/"):
+            if gather is not None:
+                gather()
             page: Iterable[bytes] = metrics(environment, start)
             return page
         probe = probes.get(path)

@@ -8,12 +8,12 @@ from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from typing import Protocol, TypeVar
 
-from siserve.serving.admission import RateLimiter
+from siserve.serving.admission import Take
 from siserve.serving.calls import Call
 from siserve.serving.dialog_model import DialogModel
 from siserve.serving.errors import InvalidRequest, QueueFull
 from siserve.serving.flight import Row, Variation
-from siserve.serving.metrics import Metrics
+from siserve.serving.metrics import CallMetrics
 from siserve.serving.models import Models
 from siserve.serving.options import ServerOptions
 from siserve.serving.post import Post
@@ -41,12 +41,14 @@ class DialogServicer:
 
     queued = frozenset({"GenerateResponses", "StreamResponses", "VaryResponse", "ScoreResponses"})
 
-    def __init__(self, models: Models, metrics: Metrics, options: ServerOptions) -> None:
-        """Serve `models`."""
+    def __init__(
+        self, models: Models, metrics: CallMetrics, options: ServerOptions, take: Take
+    ) -> None:
+        """Serve `models`; `take` holds callers to their rate."""
         self._models = models
         self._metrics = metrics
         self._options = options
-        self._limiter = RateLimiter(options.rate)
+        self._take = take
         self._post = Post()
 
     def check_room(self) -> None:
@@ -88,7 +90,7 @@ class DialogServicer:
             model = self._models.find(message.generate.model)
             request = model.check(message.generate)
         _note_request(call, model, request)
-        self._limiter.take(call.caller.name, request.n)
+        await self._take(call.caller.name, request.n)
         complete: asyncio.Queue[Sequence[tuple[int, Row]]] = asyncio.Queue()
 
         def put(rows: Sequence[tuple[int, Row]]) -> None:  # in the engine's thread
@@ -130,11 +132,10 @@ class DialogServicer:
             responses=len(request.responses),
             samples=request.num_samples,
         )
-        self._limiter.take(call.caller.name, len(request.responses) * request.num_samples)
+        await self._take(call.caller.name, len(request.responses) * request.num_samples)
         job = model.submit_scores(request, call.deadline)
         reply = model.scores(job, await self._finished(job))
-        self._metrics.timed(reply.timings)
-        _note_timings(call, reply.timings)
+        self._note_timings(call, reply.timings)
         return reply
 
     async def _generate(
@@ -145,7 +146,7 @@ class DialogServicer:
         variation: Variation | None = None,
     ) -> dialog_pb2.GenerateResponsesResponse:
         _note_request(call, model, request)
-        self._limiter.take(call.caller.name, request.n)
+        await self._take(call.caller.name, request.n)
         job = model.submit(request, call.deadline, variation)
         reply = model.reply(job.seed, await self._finished(job))
         self._note_reply(call, model, reply)
@@ -170,9 +171,18 @@ class DialogServicer:
     def _note_reply(
         self, call: Call, model: DialogModel, reply: dialog_pb2.GenerateResponsesResponse
     ) -> None:
-        self._metrics.generated(model.name, reply)
-        call.facts["tokens"] = sum(response.num_tokens for response in reply.responses)
-        _note_timings(call, reply.timings)
+        lengths = [response.num_tokens for response in reply.responses]
+        self._metrics.generated(model.name, lengths, (reply.distinct_1, reply.distinct_2))
+        call.facts["tokens"] = sum(lengths)
+        self._note_timings(call, reply.timings)
+
+    def _note_timings(self, call: Call, timings: dialog_pb2.Timings) -> None:
+        stages = (timings.queue_seconds, timings.encode_seconds, timings.decode_seconds)
+        self._metrics.timed(*stages)
+        names = ("queue_seconds", "encode_seconds", "decode_seconds")
+        call.facts.update(
+            (name, round(stage, 6)) for name, stage in zip(names, stages, strict=True)
+        )
 
     async def GetModel(
         self, message: dialog_pb2.GetModelRequest, call: Call
@@ -190,14 +200,6 @@ def _note_request(call: Call, model: DialogModel, request: GenerationRequest) ->
         n=request.n,
         turns=len(turns),
         text_bytes=sum(num_bytes(turn.text) for turn in turns),
-    )
-
-
-def _note_timings(call: Call, timings: dialog_pb2.Timings) -> None:
-    call.facts.update(
-        queue_seconds=round(timings.queue_seconds, 6),
-        encode_seconds=round(timings.encode_seconds, 6),
-        decode_seconds=round(timings.decode_seconds, 6),
     )
 
 
