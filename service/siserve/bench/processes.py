@@ -43,7 +43,7 @@ def cpu_seconds(pid: int) -> float | None:
             told = path.read_text(encoding="utf-8", errors="replace")
         except OSError:  # it ended meanwhile
             continue
-        fields = told[told.rindex(")") + 2 :].split()  # a name may hold spaces and brackets
+        fields = _fields(told)
         each = int(path.parent.name)
         parents[each] = int(fields[1])
         seconds[each] = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
@@ -61,14 +61,36 @@ def _descends(pid: int, ancestor: int, parents: dict[int, int]) -> bool:
 def listener(address: str) -> int | None:
     """Find the process that listens at an address of this machine; None if nothing tells.
 
-    Of several that share the port it is the one that began first, their parent as a rule.
+    Of several that share the port it is the one that began first, their parent as a rule; of
+    siserve's own RPC processes it is the parent, which does not listen itself.
     """
     host, _, port = address.rpartition(":")
     if host not in _LOCAL or not port.isdigit():
         return None
     sockets = {inode for table in ("tcp", "tcp6") for inode in _sockets(table, int(port))}
     found = [pid for pid in _pids() if sockets & _open_sockets(pid)]
-    return min(found, default=None)
+    first = min(found, default=None)
+    return first if first is None or not _is_rpc_process(first) else _parent(first)
+
+
+def _is_rpc_process(pid: int) -> bool:
+    try:
+        return b"siserve.serving.rpc_process" in (_PROC / str(pid) / "cmdline").read_bytes()
+    except OSError:  # it ended meanwhile
+        return False
+
+
+def _parent(pid: int) -> int | None:
+    try:
+        told = (_PROC / str(pid) / "stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    return int(_fields(told)[1])
+
+
+def _fields(stat: str) -> list[str]:
+    """Fields of /proc/PID/stat from the state on; the name may hold spaces and brackets."""
+    return stat[stat.rindex(")") + 2 :].split()
 
 
 def _sockets(table: str, port: int) -> list[str]:

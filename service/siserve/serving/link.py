@@ -52,7 +52,8 @@ class Link(asyncio.Protocol):
         """Take bytes; called by the event loop, which closes the link if this fails."""
         *lines, self._rest = (self._rest + data).split(b"\n")
         for line in lines:
-            self._hear(*json.loads(line))
+            kind, *values = json.loads(line)
+            self._hear(kind, *values)
 
     def connection_lost(self, error: Exception | None) -> None:
         """End; called by the event loop."""

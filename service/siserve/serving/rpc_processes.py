@@ -316,15 +316,16 @@ class _Child:
             self.link.send("failed", number, pack_error(error), held is not None and _is_full(held))
             return
         self._jobs[number] = job
-        send = self._server.post.send
-        job.result.add_done_callback(lambda _: send(lambda: self._job_ended(number, job)))
+        ended = partial(self._server.post.send, partial(self._job_ended, number))
+        job.result.add_done_callback(lambda _: ended())
 
     def _tell_rows(self, number: int, rows: Sequence[tuple[int, Row]]) -> None:
         """Tell responses that are complete; in the engine's thread."""
         self._server.post.send(lambda: self.link.send("rows", number, rows))
 
-    def _job_ended(self, number: int, job: AnyJob) -> None:
-        if self._jobs.pop(number, None) is None:
+    def _job_ended(self, number: int) -> None:
+        job = self._jobs.pop(number, None)
+        if job is None:
             return  # whoever waited is gone
         error = job.result.exception()
         if error is None:
