@@ -21,8 +21,8 @@ import os
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from itertools import count
@@ -52,8 +52,10 @@ from siserve.serving.tls import Certificate
 
 __all__ = ["RpcProcesses"]
 
-#: A child that ends is not followed by another sooner than this after its start.
-_AGAIN_SECONDS = 1.0
+#: Between the end of a child and the start of another.
+_AGAIN_SECONDS = 0.5
+#: A child that has not answered for so long is ended; it is asked some times meanwhile.
+_STALL_SECONDS = 60.0
 #: For so long children are waited for that are to tell what they have counted.
 _SETTLE_SECONDS = 1.0
 #: For so long children are waited for beyond the time that their drain may take.
@@ -165,16 +167,25 @@ class RpcProcesses:
             each.close()
 
     async def _start(self) -> _Child:
+        """Start a process.
+
+        Raises:
+            OSError: if the system has no room for one.
+        """
         ours, theirs = socket.socketpair()
+        command = [sys.executable, "-P", "-m", "siserve.serving.rpc_process"]
         with theirs:
-            command = [sys.executable, "-P", "-m", "siserve.serving.rpc_process"]
-            process = subprocess.Popen(
-                [*command, str(theirs.fileno())],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-            )
+            try:
+                process = subprocess.Popen(
+                    [*command, str(theirs.fileno())],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    pass_fds=[theirs.fileno()],
+                    env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+                )
+            except OSError:
+                ours.close()
+                raise
         child = _Child(self, process)
         child.link = await open_link(ours, child.hear, child.is_lost)
         told = TypeAdapter(ServerOptions).dump_python(self._options, mode="json")
@@ -182,19 +193,26 @@ class RpcProcesses:
         self._children.append(child)
         return child
 
-    async def _keep(self, child: _Child) -> None:
-        """Let another process take the place of one that ends."""
+    async def _start_again(self) -> _Child:
+        """Start a process, as soon as the system has room for one."""
         while True:
-            started = time.monotonic()
-            await child.lost.wait()
+            await asyncio.sleep(_AGAIN_SECONDS)
+            try:
+                return await self._start()
+            except OSError as error:
+                _log.error("an RPC process cannot be started (%s)", error.strerror)
+
+    async def _keep(self, child: _Child) -> None:
+        """Let another process take the place of one that ends, or hangs."""
+        while True:
+            is_lost = await child.until_gone()
             self._children.remove(child)
             code = await child.end()
             if self._is_closing or not self._is_serving:
                 return
-            why = child.refusal or f"exit code {code}"
+            why = child.refusal or (f"exit code {code}" if is_lost else "it does not answer")
             _log.error("an RPC process ended (%s); another takes its place", why)
-            await asyncio.sleep(max(0.0, started + _AGAIN_SECONDS - time.monotonic()))
-            child = await self._start()
+            child = await self._start_again()
 
     def _tell_models(self) -> None:
         packed = self._packed()
@@ -258,6 +276,17 @@ class _Child:
         self._pings[number] = pong = asyncio.get_running_loop().create_future()
         self.link.send("ping", number)
         return pong
+
+    async def until_gone(self) -> bool:
+        """Wait until it is lost, or does not answer any more; say whether it is lost."""
+        while not self.lost.is_set():
+            pong = self.ping()
+            await asyncio.wait([pong], timeout=_STALL_SECONDS)
+            if not pong.done():
+                return False
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self.lost.wait(), _STALL_SECONDS / 6)
+        return True
 
     async def end(self) -> int:
         """End it, whatever it does; return its exit code."""
