@@ -9,7 +9,7 @@ import psutil
 import pytest
 from siserve.client.answer import make_request, make_score_request
 from siserve.serving.dialog_model import DialogModel
-from siserve.serving.engine import EngineOptions
+from siserve.serving.engine import Engine, EngineOptions
 from siserve.serving.loading import load_model
 from siserve.serving.memory import give_back
 from siserve.serving.metrics import Metrics
@@ -61,5 +61,6 @@ def test_a_model_that_was_stopped_is_let_go_of_at_once(bundle):
 
 def graphs_of(model: DialogModel) -> list[GraphSession]:
     """The graphs that a model's workers run: most of its memory."""
+    assert isinstance(model.engine, Engine)
     sessions = model.engine._workers[0]._sessions
     return [sessions.prior, sessions.si_sampler]
