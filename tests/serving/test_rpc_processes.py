@@ -22,11 +22,12 @@ from bundle_factory import tiny_bundle
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from siserve.bench.processes import listener
 from siserve.client.answer import make_request
-from siserve.serving import rpc_processes
+from siserve.serving import rpc_child
 from siserve.serving.keys import add_key
 from siserve.serving.library import open_library
 from siserve.serving.metrics import Metrics
 from siserve.serving.options import ServerOptions
+from siserve.serving.rpc_processes import RpcProcesses
 from siserve.v1 import admin_pb2, admin_pb2_grpc, dialog_pb2, dialog_pb2_grpc
 
 DIALOG = [("A", "hi , how was your weekend?"), ("B", "oh it was great"), ("A", "what did you do")]
@@ -41,8 +42,12 @@ def server(start_for_module, bundle):
 
 def children_of(server) -> list[psutil.Process]:
     """The processes that take calls."""
+    return rpc_children(server.process.pid)
+
+
+def rpc_children(pid: int) -> list[psutil.Process]:
     found = []
-    for child in psutil.Process(server.process.pid).children():
+    for child in psutil.Process(pid).children():
         with suppress(psutil.Error):  # it ended meanwhile
             if "siserve.serving.rpc_process" in child.cmdline():
                 found.append(child)
@@ -407,21 +412,23 @@ def test_what_a_process_cannot_start_with_is_told_in_one_line(run_siserve, bundl
 
 
 def test_a_process_that_hangs_is_replaced(bundle, monkeypatch):
-    monkeypatch.setattr(rpc_processes, "_STALL_SECONDS", 3.0)
+    monkeypatch.setattr(rpc_child, "_STALL_SECONDS", 3.0)
     options = ServerOptions(models=(bundle,), port=0, rpc_processes=1)
 
     async def run() -> None:
         metrics = Metrics()
-        front = rpc_processes.RpcProcesses(options, metrics)
+        front = RpcProcesses(options, metrics)
         try:
             await front.begin()
-            await front.serve(await asyncio.to_thread(open_library, options, metrics))
-            (hung,) = psutil.Process().children()
+            library = await asyncio.to_thread(open_library, options, metrics)
+            await front.serve(library)
+            (hung,) = rpc_children(os.getpid())
             hung.suspend()
-            while hung in psutil.Process().children():
+            while hung in rpc_children(os.getpid()):
                 await asyncio.sleep(0.05)
-            while not psutil.Process().children():
+            while not rpc_children(os.getpid()):
                 await asyncio.sleep(0.05)
+            library.models.default.stop()
         finally:
             await front.stop()
 
