@@ -125,7 +125,8 @@ def everything_said(server) -> list[bytes]:
             context=make_request(DIALOG).context, responses=[RESPONSE, "yeah"], seed=3
         )
         said.append(without_times(stub.ScoreResponses(scored, timeout=20)))
-        said.append(stub.GetModel(dialog_pb2.GetModelRequest(), timeout=20).SerializeToString())
+        told = stub.GetModel(dialog_pb2.GetModelRequest(), timeout=20)
+        said.append(told.SerializeToString(deterministic=True))  # it holds a map
     return said
 
 
@@ -164,7 +165,8 @@ def test_metrics_are_the_totals_of_all_processes_as_soon_as_a_call_is_answered(s
 
 
 def test_who_gives_up_frees_the_engine(start_server):
-    server = start_server("--rpc-processes", 2, "--max-rows", 64, "--workers", 1)
+    options = ("--max-rows", 64, "--workers", 1, "--max-queue-rows", 10**6)
+    server = start_server("--rpc-processes", 2, *options)
     with channels_to(server, 8) as channels:
         large = dialog_pb2.StreamResponsesRequest(generate=make_request(DIALOG * 20, n=64))
         streams = [stub_of(each).StreamResponses(large) for each in channels]
