@@ -28,6 +28,7 @@ from typing import Any
 
 from siserve.bench.capacity import Curve, lowest_p99, rate_within
 from siserve.bench.figures_file import read_figures
+from siserve.bundle.errors import SiserveError
 
 SERVED = ("--threads=1", "--workers=1")
 SHARES = (0.2, 0.35, 0.5, 0.65, 0.8, 0.9)
@@ -112,11 +113,15 @@ def targets(one: Curve, two: Curve) -> Sequence[float]:
 
 
 def compare(one: Curve, two: Curve) -> float:
-    """Print each p99; return the largest difference."""
+    """Print each p99; return the largest difference where neither is refused."""
     print(f"{'p99 ms':>8} {'plan, 2 x one':>14} {'measured, two':>14} {'off by':>7}")
     worst = 0.0
     for p99_ms in targets(one, two):
-        told, seen = 2 * rate_within(one, p99_ms).rps, rate_within(two, p99_ms).rps
+        try:
+            told, seen = 2 * rate_within(one, p99_ms).rps, rate_within(two, p99_ms).rps
+        except SiserveError:
+            print(f"{p99_ms:8.1f}   refused: the figures leave more doubt than a plan may have")
+            continue
         worst = max(worst, abs(told / seen - 1))
         print(f"{p99_ms:8.1f} {told:14.1f} {seen:14.1f} {100 * (told / seen - 1):+6.0f} %")
     return worst

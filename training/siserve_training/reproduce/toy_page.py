@@ -27,8 +27,8 @@ _TEXT = (
     "over a grid; the others are of the bound at beta 1, in nats.\n\n"
     "The LSTM is told z and no bits: without z it pays 10 H(1/10) = 3.25 nats, with a z that tells "
     "the sequences apart log 10. The VAE starts with every q(z|n) about N(0, I), as its layers "
-    "come. The SI-VAE starts with its noise in use: lambda narrow and far apart. B_K says that it "
-    "stays in use; its slices fill the prior with less KL(q(z)‖p) than as many Gaussians can."
+    "come. The SI-VAE starts with its noise in use: lambda narrow and far apart; B_K, which is 0 "
+    "for a Gaussian, says whether it stays so."
 )
 _BESIDE = (
     "Beside the figure, one thing changed each, at a constant beta. Started about N(0, I), the "
