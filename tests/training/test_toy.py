@@ -83,10 +83,9 @@ def test_a_decoder_that_is_told_no_bits_pays_for_ignoring_z():
 
 
 def test_at_a_constant_beta_lambda_that_start_apart_tell_the_sequences_apart_and_a_vae_does_not():
-    sizes = {"steps": 400, "draws": 10, "num_aux": 20}
     found = {}
     for method, start in FIGURE:
-        run = ToyRun(method, "constant", start, **sizes)
+        run = ToyRun(method, "constant", start, steps=400, draws=10, num_aux=20)
         found[method] = measure_toy(run, train_toy(run))["values"]
     assert found["vae"]["mutual_information"] < 0.05
     assert found["si-vae"]["mutual_information"] > 0.3
