@@ -66,6 +66,22 @@ def test_narrow_types_lose_no_more_than_their_rounding(layer, dtype, shift, erro
         assert (one.double() - other).norm() <= error * other.norm()
 
 
+def test_what_memory_held_before_does_not_get_into_gradients():
+    torch.manual_seed(0)
+    states, targets = torch.randn(50, 12), torch.randint(0, 37, (50,))
+    leaves = [states.bfloat16(), torch.randn(37, 12).bfloat16(), torch.randn(37).bfloat16()]
+    for leaf in leaves:
+        leaf.requires_grad_()
+    torch.use_deterministic_algorithms(True)  # which also fills memory with NaN
+    try:
+        log_probs = output.linear_log_probs(*leaves, targets)
+        log_probs.sum().backward()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert bool(log_probs.isfinite().all())
+    assert all(leaf.grad is not None and bool(leaf.grad.isfinite().all()) for leaf in leaves)
+
+
 def test_a_sample_of_every_word_is_the_exact_softmax(layer):
     states, targets = states_and_targets()
     every = WordSample.draw(40, 10, 100, targets, np.random.default_rng(0))
