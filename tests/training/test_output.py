@@ -68,13 +68,15 @@ def test_narrow_types_lose_no_more_than_their_rounding(layer, dtype, shift, erro
 
 def test_what_memory_held_before_does_not_get_into_gradients():
     torch.manual_seed(0)
-    states, targets = torch.randn(50, 12), torch.randint(0, 37, (50,))
-    leaves = [states.bfloat16(), torch.randn(37, 12).bfloat16(), torch.randn(37).bfloat16()]
+    targets = torch.randint(0, 37, (50,))
+    states, weight = torch.randn(50, 12).bfloat16(), torch.randn(37, 12).bfloat16()
+    bias = torch.randn(37).bfloat16()
+    leaves = (states, weight, bias)
     for leaf in leaves:
         leaf.requires_grad_()
     torch.use_deterministic_algorithms(True)  # which also fills memory with NaN
     try:
-        log_probs = output.linear_log_probs(*leaves, targets)
+        log_probs = output.linear_log_probs(states, weight, bias, targets)
         log_probs.sum().backward()
     finally:
         torch.use_deterministic_algorithms(False)
