@@ -187,25 +187,27 @@ def test_who_gives_up_frees_the_engine(start_server):
         assert len(reply.responses) == 5
 
 
+def ask_on(channel: grpc.Channel, stop: threading.Event) -> list[str]:
+    """Ask one thing after another until told to stop or refused; return how each ended."""
+    outcomes = []
+    while not stop.is_set():
+        try:
+            stub_of(channel).GenerateResponses(make_request(DIALOG, n=20), timeout=20)
+            outcomes.append("OK")
+        except grpc.RpcError as error:
+            outcomes.append(error.code().name)
+            break
+    return outcomes
+
+
 def test_a_killed_process_is_replaced_its_rows_are_freed_and_the_others_lose_nothing(start_server):
     server = start_server("--rpc-processes", 2)
     first, second = children_of(server)
     stop = threading.Event()
 
-    def ask(channel: grpc.Channel) -> list[str]:
-        outcomes = []
-        while not stop.is_set():
-            try:
-                stub_of(channel).GenerateResponses(make_request(DIALOG, n=20), timeout=20)
-                outcomes.append("OK")
-            except grpc.RpcError as error:
-                outcomes.append(error.code().name)
-                break
-        return outcomes
-
     with channels_to(server, 16) as channels, ThreadPoolExecutor(16) as pool:
         doomed = connections_of(first)
-        askers = [pool.submit(ask, channel) for channel in channels]
+        askers = [pool.submit(ask_on, channel, stop) for channel in channels]
         try:
             time.sleep(0.3)
             first.kill()
@@ -268,17 +270,6 @@ def test_sigterm_tells_every_process_first_answers_what_was_taken_and_exits_0(st
     children = children_of(server)
     stop = threading.Event()
 
-    def ask(channel: grpc.Channel) -> list[str]:
-        outcomes = []
-        while not stop.is_set():
-            try:
-                stub_of(channel).GenerateResponses(make_request(DIALOG, n=20), timeout=20)
-                outcomes.append("OK")
-            except grpc.RpcError as error:
-                outcomes.append(error.code().name)
-                break
-        return outcomes
-
     with channels_to(server, 16) as channels, ThreadPoolExecutor(16) as pool:
         assert all(connections_of(child) for child in children)
         watches = [
@@ -290,7 +281,7 @@ def test_sigterm_tells_every_process_first_answers_what_was_taken_and_exits_0(st
         assert {next(each).status for each in watches} == {HEALTH.NOT_SERVING}
         for channel in channels:  # and nobody is refused yet
             stub_of(channel).GenerateResponses(make_request(DIALOG, n=1), timeout=20)
-        askers = [pool.submit(ask, channel) for channel in channels]
+        askers = [pool.submit(ask_on, channel, stop) for channel in channels]
         assert server.finish() == 0
         stop.set()
         outcomes = [outcome for asker in askers for outcome in asker.result(20)]

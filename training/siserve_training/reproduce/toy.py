@@ -54,7 +54,13 @@ ENCODER_RATE, DECODER_RATE = 2e-4, 1e-2  # of Adam; open in the paper
 
 @dataclass(frozen=True)
 class Start:
-    """Posteriors before training; see `GaussianHead.start_noise`."""
+    """Posteriors before training, as `GaussianHead.start_noise` sets them.
+
+    Attributes:
+        gain: factor on the initial weights of the noise.
+        logvar: initial bias of the log-variances.
+        spread: factor on the initial weights of the means.
+    """
 
     gain: float
     logvar: float
