@@ -18,8 +18,8 @@ from torch import Tensor, nn
 __all__ = ["WordSample", "bag_log_probs", "linear_log_probs", "token_log_probs"]
 
 _CHUNK_TOKENS = 512
-#: Rows whose logits lie in a core's cache while they become probabilities.
-_CACHED_ROWS = 32
+#: Logits that lie in a core's cache while they become probabilities: of 10,002 words 32 rows.
+_CACHED_LOGITS = 32 * 10_240
 
 
 class _LinearLogProb(torch.autograd.Function):
@@ -52,7 +52,8 @@ def _softmax_errors(logits: Tensor, targets: Tensor) -> Tensor:
     """Turn logits into one-hot - p in place, (n, V), and return log p of the targets, (n,)."""
     wide = torch.promote_types(logits.dtype, torch.float32)
     log_probs = logits.new_empty(len(logits), dtype=wide)
-    rows = _CACHED_ROWS if logits.device.type == "cpu" else _CHUNK_TOKENS
+    on_cpu = logits.device.type == "cpu"
+    rows = max(1, _CACHED_LOGITS // logits.shape[1]) if on_cpu else _CHUNK_TOKENS
     pieces = (logits.split(rows), targets.split(rows), log_probs.split(rows))
     for piece, words, found in zip(*pieces, strict=True):
         scores, words = piece.to(wide), words.unsqueeze(1)
