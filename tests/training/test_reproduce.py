@@ -16,7 +16,7 @@ import pytest
 from siserve_training.config import TrainConfig, preset_values
 from siserve_training.errors import ConfigError, RunError
 from siserve_training.reproduce.noise import NOISE_ROWS, NOISE_SCALE, reproduce_noise
-from siserve_training.reproduce.page import results_page
+from siserve_training.reproduce.page import list_commands, results_page
 from siserve_training.reproduce.results import MeasuredRow, score_baselines
 from siserve_training.reproduce.rows import COLUMNS, ROWS, SCALES, Row, Scale, pretrained_row
 from siserve_training.reproduce.runner import Job, Plan, locked, run_jobs
@@ -25,6 +25,7 @@ from siserve_training.reproduce.table import (
     make_plan,
     reproduce_dialog,
     scale_named,
+    with_changes,
 )
 
 from .conftest import TINY, write_corpus
@@ -168,6 +169,40 @@ def test_every_row_is_a_configuration_at_every_scale(row, scale):
     chosen = SCALES[scale]
     values = {**preset_values(row.preset + chosen.suffix), **chosen.settings, **row.settings}
     TrainConfig.from_values(values)
+
+
+def settings_of(job: Job) -> set[str]:
+    command = job.train_command()
+    return {value for flag, value in zip(command, command[1:], strict=False) if flag == "--set"}
+
+
+def test_a_change_reaches_the_rows_that_it_names_and_their_printed_commands(plan):
+    changed = with_changes(plan, TWO_ROWS, ["passes=5.0", "si-cvae:passes=1.5", "si-cvae:noise=6"])
+    cvae, si_cvae = (Job(row, 0, changed) for row in TWO_ROWS[:2])
+    assert {"passes=5.0", "seed=0"} <= settings_of(cvae)
+    assert {"passes=1.5", "noise=6"} <= settings_of(si_cvae)
+    assert not {"passes=5.0", "passes=2.0", "noise=4"} & settings_of(si_cvae)
+    measured = [
+        MeasuredRow(job.row.name, job.row.title, job.row, (0,), {}, {}) for job in (cvae, si_cvae)
+    ]
+    lines = list_commands(["dialog"], measured, [cvae, si_cvae]).splitlines()
+    whole, of_cvae, of_si_cvae = (line for line in lines if line.startswith("    siserve"))
+    assert whole.endswith("--set passes=5.0 --set si-cvae:passes=1.5 --set si-cvae:noise=6")
+    assert of_cvae.endswith("--out OUT --set passes=5.0") and of_si_cvae.endswith("noise=6")
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ("cvea:passes=1", "no row 'cvea'; expected one of cvae, si-cvae, diverse"),
+        ("noise=6", "si-cvae have a noise of their own; name the rows .* --set si-cvae:noise=6"),
+        ("seed=3", "a matter of --seeds"),
+        ("passes", "takes KEY=VALUE, got 'passes'"),
+    ],
+)
+def test_a_change_that_no_row_can_take_is_refused_by_name(plan, change, told):
+    with pytest.raises(ConfigError, match=told):
+        with_changes(plan, TWO_ROWS, [change])
 
 
 def test_the_page_tells_the_samples_of_the_systems_that_have_a_latent():

@@ -17,7 +17,9 @@ from torch import Tensor, nn
 
 __all__ = ["WordSample", "bag_log_probs", "linear_log_probs", "token_log_probs"]
 
+#: Tokens that are scored at once on a CPU, and elsewhere, where few kernels are worth their memory.
 _CHUNK_TOKENS = 512
+_DEVICE_TOKENS = 4096
 #: Logits that lie in a core's cache while they become probabilities: of 10,002 words 32 rows.
 _CACHED_LOGITS = 32 * 10_240
 
@@ -53,7 +55,7 @@ def _softmax_errors(logits: Tensor, targets: Tensor) -> Tensor:
     wide = torch.promote_types(logits.dtype, torch.float32)
     log_probs = logits.new_empty(len(logits), dtype=wide)
     on_cpu = logits.device.type == "cpu"
-    rows = max(1, _CACHED_LOGITS // logits.shape[1]) if on_cpu else _CHUNK_TOKENS
+    rows = max(1, _CACHED_LOGITS // logits.shape[1]) if on_cpu else _DEVICE_TOKENS
     pieces = (logits.split(rows), targets.split(rows), log_probs.split(rows))
     for piece, words, found in zip(*pieces, strict=True):
         scores, words = piece.to(wide), words.unsqueeze(1)
@@ -75,8 +77,8 @@ def _scaled(rows: Tensor, scale: Tensor) -> Tensor:
 def _log_probs(states: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> Tensor:
     """Compute what `_LinearLogProb` does and keep nothing for a gradient."""
     log_probs = [torch.empty(0, device=states.device)]
-    pieces = zip(states.split(_CHUNK_TOKENS), targets.split(_CHUNK_TOKENS), strict=True)
-    for rows, words in pieces:
+    at_once = _CHUNK_TOKENS if states.device.type == "cpu" else _DEVICE_TOKENS
+    for rows, words in zip(states.split(at_once), targets.split(at_once), strict=True):
         logits = torch.addmm(bias, rows, weight.t(), out=_aligned_rows(rows, len(weight)))
         scores = logits.to(torch.promote_types(logits.dtype, torch.float32))
         log_sum = scores.logsumexp(-1, keepdim=True)

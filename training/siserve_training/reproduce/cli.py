@@ -36,6 +36,10 @@ _MaxSteps = Annotated[
 _Finished = Annotated[
     bool, typer.Option("--finished", help="Run nothing; write the results of what has finished.")
 ]
+_Changes = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="[ROW:]KEY=VALUE", help="Change a key of all rows, or of one."),
+]
 _Contexts = Annotated[int, typer.Option("--contexts", min=0, help="Contexts answered; 0 for all.")]
 
 
@@ -56,6 +60,7 @@ def dialog(
     max_steps: _MaxSteps = 0,
     contexts: _Contexts = 0,
     finished: _Finished = False,
+    changes: _Changes = None,
 ) -> None:
     """Train and score every row of Table 1; the same command again goes on where it ended.
 
@@ -67,11 +72,13 @@ def dialog(
         make_plan,
         reproduce_dialog,
         scale_named,
+        with_changes,
         with_limits,
     )
 
     wanted = chosen_rows(rows, dialog_rows(context_encoder))
     plan = make_plan(scale_named(scale), data, out, vectors, word_vectors)
+    plan = with_changes(plan, wanted, changes or ())
     limited = with_limits(plan, max_steps, contexts, finished)
     page = reproduce_dialog(limited, wanted, _numbers(seeds), jobs, _say)
     _say(f"results: {page}")
@@ -88,16 +95,18 @@ def noise(
     max_steps: _MaxSteps = 0,
     contexts: _Contexts = 0,
     finished: _Finished = False,
+    changes: _Changes = None,
 ) -> None:
     """Train si-cvae with its noise in many forms, at small sizes, and measure how much is in use.
 
     Example: siserve reproduce noise --data corpus --word-vectors glove.6B.100d.txt --out noise
     """
     from siserve_training.reproduce.noise import NOISE_ROWS, NOISE_SCALE, reproduce_noise
-    from siserve_training.reproduce.table import chosen_rows, make_plan, with_limits
+    from siserve_training.reproduce.table import chosen_rows, make_plan, with_changes, with_limits
 
     wanted = chosen_rows(rows, NOISE_ROWS)
     plan = make_plan(NOISE_SCALE, data, out, None, word_vectors)
+    plan = with_changes(plan, wanted, changes or ())
     limited = with_limits(plan, max_steps, contexts, finished)
     page = reproduce_noise(limited, wanted, _numbers(seeds), jobs, _say)
     _say(f"results: {page}")
@@ -113,17 +122,19 @@ def lm(
     jobs: _Jobs = 0,
     max_steps: _MaxSteps = 0,
     finished: _Finished = False,
+    changes: _Changes = None,
 ) -> None:
     """Train and measure every row of Table 2; the same command again goes on where it ended.
 
     Example: siserve reproduce lm --data ptb --seeds 0,1,2 --out table
     """
     from siserve_training.reproduce.language import lm_rows, lm_scale, reproduce_lm
-    from siserve_training.reproduce.table import chosen_rows, make_plan, with_limits
+    from siserve_training.reproduce.table import chosen_rows, make_plan, with_changes, with_limits
 
     chosen = lm_scale(scale)
     wanted = chosen_rows(rows, lm_rows(scale))
-    plan = with_limits(make_plan(chosen, data, out, None, None), max_steps, 0, finished)
+    plan = with_changes(make_plan(chosen, data, out, None, None), wanted, changes or ())
+    plan = with_limits(plan, max_steps, 0, finished)
     _say(f"results: {reproduce_lm(plan, wanted, _numbers(seeds), jobs, _say)}")
 
 

@@ -8,13 +8,14 @@ from typing import Any
 
 from siserve_training.reproduce.results import MeasuredRow
 from siserve_training.reproduce.rows import COLUMNS
-from siserve_training.reproduce.runner import Job, Plan
+from siserve_training.reproduce.runner import Job, Plan, toml
 
 __all__ = [
     "NOISE",
     "NOISE_TEXT",
     "list_commands",
     "list_facts",
+    "listed_changes",
     "paper_table",
     "results_page",
     "table",
@@ -258,4 +259,21 @@ def _command(
         "--out": "OUT",
     }
     flags = [part for option, value in options.items() if value for part in (option, value)]
+    for change in listed_changes(plan, rows.split(",") if rows else None):
+        flags += ["--set", change]
     return shlex.join(["siserve", "reproduce", *study, *flags])
+
+
+def listed_changes(plan: Plan, rows: Sequence[str] | None = None) -> list[str]:
+    """Write what --set was told, as it is told.
+
+    Args:
+        plan: of the table.
+        rows: whose changes are wanted beside those of all rows; None for every row's.
+    """
+    return [
+        f"{row}:{key}={toml(value)}" if row else f"{key}={toml(value)}"
+        for row, changes in plan.changes.items()
+        for key, value in changes.items()
+        if not row or rows is None or row in rows
+    ]

@@ -14,10 +14,10 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -28,7 +28,7 @@ from siserve_training.errors import RunError
 from siserve_training.reproduce.machine import machine
 from siserve_training.reproduce.rows import Row, Scale
 
-__all__ = ["Job", "Plan", "run_jobs"]
+__all__ = ["Job", "Plan", "run_jobs", "toml"]
 
 _PDEATHSIG = 1  # prctl(2): the kernel signals a child when its parent dies
 
@@ -46,6 +46,7 @@ class Plan:
         max_steps: ends every run early, 0 for none.
         contexts: contexts that are answered, 0 for all.
         only_finished: run nothing, and make the table of what has finished.
+        changes: configuration keys that replace the scale's, by row; "" for all rows.
     """
 
     data: Path
@@ -56,6 +57,11 @@ class Plan:
     max_steps: int = 0
     contexts: int = 0
     only_finished: bool = False
+    changes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def changes_of(self, row: str) -> dict[str, Any]:
+        """Return the configuration keys that were asked for a row, its own over those of all."""
+        return {**self.changes.get("", {}), **self.changes.get(row, {})}
 
 
 @dataclass(frozen=True)
@@ -101,7 +107,8 @@ class Job:
         """Return the arguments of `siserve` that train the run, or go on with it."""
         plan, scale = self.plan, self.plan.scale
         preset = f"{self.row.preset}{scale.suffix}"
-        settings = {**scale.settings, **self.row.settings, "seed": self.seed}
+        changes = plan.changes_of(self.row.name)
+        settings = {**scale.settings, **self.row.settings, **changes, "seed": self.seed}
         if plan.word_vectors and not preset_values(preset).get("word_vectors"):
             settings["word_vectors"] = str(plan.word_vectors)
         if plan.max_steps:

@@ -12,11 +12,12 @@ from typing import Any
 import torch
 
 from siserve_training.checkpoint import write_atomically
+from siserve_training.config import parse_setting
 from siserve_training.data.sentence_folder import SentenceFolder
 from siserve_training.errors import ConfigError
 from siserve_training.reproduce.examples import examples_page
 from siserve_training.reproduce.machine import machines
-from siserve_training.reproduce.page import results_page
+from siserve_training.reproduce.page import listed_changes, results_page
 from siserve_training.reproduce.plots import plot_relevance_diversity
 from siserve_training.reproduce.results import MeasuredRow, collect_rows, score_baselines
 from siserve_training.reproduce.rows import ROWS, SCALES, Row, Scale, pretrained_row
@@ -31,6 +32,7 @@ __all__ = [
     "reproduce_dialog",
     "scale_named",
     "table_jobs",
+    "with_changes",
     "with_limits",
 ]
 
@@ -192,6 +194,7 @@ def facts_of(plan: Plan, seeds: Sequence[int], jobs: Sequence[Job]) -> dict[str,
     return {
         "scale": plan.scale.name,
         "settings of the scale": json.dumps(dict(plan.scale.settings)),
+        **({"changed by --set": ", ".join(listed_changes(plan))} if plan.changes else {}),
         "corpus": plan.data.name,
         "seeds": ", ".join(str(seed) for seed in seeds),
         **({"vectors of the embedding scores": plan.vectors.name} if plan.vectors else {}),
@@ -204,3 +207,34 @@ def facts_of(plan: Plan, seeds: Sequence[int], jobs: Sequence[Job]) -> dict[str,
 def with_limits(plan: Plan, max_steps: int, contexts: int, only_finished: bool) -> Plan:
     """Cut every run short, to try things out, or run nothing."""
     return replace(plan, max_steps=max_steps, contexts=contexts, only_finished=only_finished)
+
+
+def with_changes(plan: Plan, rows: Sequence[Row], wanted: Sequence[str]) -> Plan:
+    """Change configuration keys of all rows, or of one.
+
+    Args:
+        plan: of the table.
+        rows: of the table.
+        wanted: KEY=VALUE for all rows, ROW:KEY=VALUE for one.
+
+    Raises:
+        ConfigError: if a row is unknown, or a row without the name would lose a key of its own.
+    """
+    names = [row.name for row in rows]
+    changes: dict[str, dict[str, Any]] = {}
+    for text in wanted:
+        before, colon, rest = text.partition("=")[0].rpartition(":")
+        name, setting = (before, text[len(before) + 1 :]) if colon else ("", text)
+        if colon and name not in names:
+            raise ConfigError(f"--set {text}: no row {name!r}; expected one of {', '.join(names)}")
+        key, value = parse_setting(setting)
+        if key == "seed":
+            raise ConfigError(f"--set {text}: training seeds are a matter of --seeds")
+        own = [row.name for row in rows if key in row.settings]
+        if not colon and own:
+            raise ConfigError(
+                f"--set {text}: {', '.join(own)} have a {key} of their own; name the rows that "
+                f"are meant, as in --set {own[0]}:{setting}"
+            )
+        changes.setdefault(name, {})[key] = value
+    return replace(plan, changes=changes)
