@@ -179,6 +179,6 @@ def _library_gru(
         # both directions' weights lie in one chunk, of which cuDNN copies ours at each call
         warnings.filterwarnings("ignore", message="RNN module weights are not part")
         outputs, final = torch.gru(
-            data, layout.batch_sizes, first, weights, True, 1, 0.0, gru.training, False
+            data, layout.batch_sizes, first, weights, True, 1, 0.0, torch.is_grad_enabled(), False
         )
     return outputs, final[0]

@@ -231,6 +231,6 @@ def _library_lstm(
     weights = [cast(Tensor, parameter) for parameter in lstm.parameters()]
     first = [part.unsqueeze(0).to(data.dtype).contiguous() for part in state]
     outputs, last, _ = torch.lstm(
-        data, layout.batch_sizes, first, weights, True, 1, 0.0, lstm.training, False
+        data, layout.batch_sizes, first, weights, True, 1, 0.0, torch.is_grad_enabled(), False
     )
     return outputs, last[0]
