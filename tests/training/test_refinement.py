@@ -73,3 +73,24 @@ def test_without_a_rate_it_stays_where_it_starts(steps):
     weight, _, start, eps, bound = make()
     still = refine(Differences(bound, [weight]), start, eps, Refinement(steps, 0.0, 0.5))
     assert torch.equal(still, start)
+
+
+def test_half_precision_around_a_refinement_does_not_reach_its_differences():
+    weight, _, start, eps, bound = make()
+    start, eps = start.detach().float().requires_grad_(), eps.float()
+    weight = nn.Parameter(weight.detach().float())
+
+    def in_floats(lam, noise):
+        return torch.tanh(lam @ weight + 0.3 * noise).sum(-1) - 0.2 * lam.pow(4).sum(-1)
+
+    def climbed():
+        found = refine(Differences(in_floats, [weight]), start, eps, HOW)
+        return found, *torch.autograd.grad(found.sum(), [start, weight])
+
+    expected = climbed()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = climbed()
+    for one, other in zip(found, expected, strict=True):
+        assert one.dtype == torch.float32
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+    assert torch.backends.cudnn.allow_tf32  # as it was

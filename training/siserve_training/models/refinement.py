@@ -133,7 +133,7 @@ class Differences:
 
     def gradient(self, at: Tensor, eps: Tensor) -> Tensor:
         """See `Climb`."""
-        with torch.enable_grad(), _frozen(self.parameters):
+        with torch.enable_grad(), _frozen(self.parameters), _whole_floats(at.device):
             lam = at.detach().requires_grad_()
             total = self.bound(lam.unsqueeze(1), eps.unsqueeze(1)).sum()
             return torch.autograd.grad(total, lam)[0]
@@ -145,7 +145,7 @@ class Differences:
         norm = vector.norm(dim=1, keepdim=True)
         length = norm.clamp(min=torch.finfo(vector.dtype).tiny)
         step = _STEP.get(vector.dtype, _STEP[torch.float32]) / length  # (B, 1)
-        with torch.enable_grad():
+        with torch.enable_grad(), _whole_floats(at.device):
             ends = torch.stack([at + step * vector, at - step * vector], dim=1).requires_grad_()
             share = torch.cat([0.5 / step, -0.5 / step], dim=1) * (norm > 0)  # (B, 2)
             total = (share * self.bound(ends, eps.unsqueeze(1))).sum()
@@ -166,3 +166,18 @@ def _frozen(parameters: Sequence[Tensor]) -> Iterator[None]:
     finally:
         for parameter, was in zip(parameters, were, strict=True):
             parameter.requires_grad_(was)
+
+
+@contextmanager
+def _whole_floats(device: torch.device) -> Iterator[None]:
+    """Compute in the tensors' own precision: differences of bf16 or TF32 gradients are noise."""
+    backends = torch.backends.cuda.matmul, torch.backends.cudnn
+    were = [backend.allow_tf32 for backend in backends]
+    for backend in backends:
+        backend.allow_tf32 = False
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        for backend, was in zip(backends, were, strict=True):
+            backend.allow_tf32 = was
