@@ -24,6 +24,7 @@ from siserve_training.reproduce.table import (
     chosen_rows,
     make_plan,
     reproduce_dialog,
+    room_for_runs,
     scale_named,
     with_changes,
 )
@@ -169,6 +170,13 @@ def test_every_row_is_a_configuration_at_every_scale(row, scale):
     chosen = SCALES[scale]
     values = {**preset_values(row.preset + chosen.suffix), **chosen.settings, **row.settings}
     TrainConfig.from_values(values)
+
+
+@pytest.mark.parametrize(
+    ("cores", "gpu_gib", "runs"), [(2, None, 2), (16, 80, 13), (8, 80, 8), (16, 8, 1), (4, 2, 1)]
+)
+def test_as_many_runs_go_side_by_side_as_there_are_cores_and_room_for(cores, gpu_gib, runs):
+    assert room_for_runs(cores, gpu_gib and gpu_gib * 2**30) == runs
 
 
 def settings_of(job: Job) -> set[str]:

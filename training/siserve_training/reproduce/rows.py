@@ -105,6 +105,8 @@ _AS_PRINTED = {
 _ONE_LAYER = {"post_hidden": 0}
 _MONOTONIC = {**_AS_PRINTED, "schedule": "monotonic"}
 _CYCLICAL = {**_AS_PRINTED, "schedule": "cyclical"}
+#: CVAE + BOW of Zhao et al.: beta to 1 and the bag-of-words loss, nothing else.
+_AS_CVAE_BOW = {"schedule": "monotonic", "beta_max": 1.0, "free_nats": 0.0}
 #: 100 dimensions of noise as they come, K rising to 30.
 _NOISE_AS_PRINTED = {"noise": 100, "noise_gain": 1.0, "num_aux": 30, "aux_floor": 1}
 
@@ -215,6 +217,7 @@ ROWS = (
             ),
         ),
     ),
+    Row("si-cvae-bow", "SI-CVAE + BOW", "dialog-si-cvae", _AS_CVAE_BOW, ours=True),
     Row("cvae", "CVAE, our recipe", "dialog-cvae", ours=True),
     Row("si-cvae", "SI-CVAE, our recipe", "dialog-si-cvae", ours=True),
     Row(

@@ -30,13 +30,15 @@ __all__ = [
     "make_plan",
     "measure",
     "reproduce_dialog",
+    "room_for_runs",
     "scale_named",
     "table_jobs",
     "with_changes",
     "with_limits",
 ]
 
-_GPU_RUNS = 4  # side by side: the models are small
+#: Thirteen runs at the paper's sizes, one a core, trained and were scored side by side in 80 GB.
+_GPU_BYTES_OF_A_RUN = 6 * 2**30
 
 
 def make_plan(
@@ -184,9 +186,23 @@ def measure(
     cores = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
-    at_once = side_by_side or (_GPU_RUNS if torch.cuda.is_available() else cores)
+    gpu_bytes = (
+        torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
+    )
+    at_once = side_by_side or room_for_runs(cores, gpu_bytes)
     run_jobs(jobs, at_once, max(1, cores // at_once), say)
     return collect_rows(jobs)
+
+
+def room_for_runs(cores: int, gpu_bytes: int | None) -> int:
+    """Return how many runs go side by side: each wants a core, and room on the GPU if there is one.
+
+    Args:
+        cores: of this machine.
+        gpu_bytes: memory of its GPU, None without one.
+    """
+    room = cores if gpu_bytes is None else gpu_bytes // _GPU_BYTES_OF_A_RUN
+    return max(1, min(cores, room))
 
 
 def facts_of(plan: Plan, seeds: Sequence[int], jobs: Sequence[Job]) -> dict[str, Any]:
