@@ -3,6 +3,7 @@
 config.json       every field of the configuration
 corpus.json       the corpus as the run saw it: counts, features, notes
 tokenizer.json    the vocabulary
+started_from.json what the run was whose weights this one began with, if there is one
 context_encoder/  copy of the pretrained encoder that the run began with, if it has one
 metrics.jsonl     one object a logged step or validation
 tensorboard/      the same for TensorBoard
@@ -84,6 +85,7 @@ class RunFolder:
         text: Text,
         corpus: dict[str, Any],
         encoder: SentenceFolder | None = None,
+        started_from: dict[str, Any] | None = None,
     ) -> None:
         """Write the run's fixed files, in place of an earlier run's."""
         if self.path.is_dir():
@@ -92,6 +94,9 @@ class RunFolder:
         write_atomically(self.path / "tokenizer.json", text.to_json())
         if encoder is not None:
             encoder.copy_to(self.path / "context_encoder")
+        if started_from is not None:
+            told = json.dumps(started_from, indent=2) + "\n"
+            write_atomically(self.path / "started_from.json", told)
         write_atomically(self.path / "corpus.json", json.dumps(corpus, indent=2) + "\n")
         write_atomically(self.path / "config.json", config.to_json())
 
@@ -108,6 +113,24 @@ class RunFolder:
                 "start one with `siserve train --task dialog --data DIR --out DIR`"
             )
         return TrainConfig.from_json(file.read_text(encoding="utf-8"))
+
+    def started_from(self) -> dict[str, Any] | None:
+        """Tell what the run was whose weights this one began with, None if it began anew."""
+        file = self.path / "started_from.json"
+        if not file.is_file():
+            return None
+        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        return content
+
+    @staticmethod
+    def portable_config(config: TrainConfig) -> dict[str, Any]:
+        """Return a configuration's values, paths cut to their last part."""
+        values = dataclasses.asdict(config)
+        for name in ("word_vectors", "start_from"):
+            values[name] = Path(values[name]).name
+        if config.pretrained_folder is not None:
+            values["context_encoder"] = f"hf:{config.pretrained_folder.name}"
+        return values
 
     def resumed_config(self, overrides: dict[str, Any]) -> TrainConfig:
         """Return the run's configuration with bookkeeping keys changed; others must agree."""

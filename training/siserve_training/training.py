@@ -10,10 +10,13 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
+from siserve_training.checkpoint import pointed
 from siserve_training.config import TrainConfig
 from siserve_training.errors import RunError
 from siserve_training.fit import FitResult, fit, planned_steps
+from siserve_training.models.text_model import TextModel
 from siserve_training.run_folder import RunFolder
+from siserve_training.starting import start_from_run
 from siserve_training.tasks.task import TaskData, load_task
 
 __all__ = ["resume_run", "start_run"]
@@ -38,11 +41,11 @@ def start_run(
     processes = PartialState(cpu=not torch.cuda.is_available())
     with _in_turn(processes, config):
         corpus: TaskData = task.load(data, config, skip_bad_lines, None)
-    model = task.build_model(config, corpus)
+    model, started_from = _build_model(config, corpus)
     facts = task.facts(data, corpus)
     processes.wait_for_everyone()  # all have seen the folder free before one of them fills it
     if processes.is_main_process:
-        run.create(config, corpus.text, facts, corpus.encoder)
+        run.create(config, corpus.text, facts, corpus.encoder, started_from)
         for note in corpus.notes:
             print(f"note: {note}", file=sys.stderr)
         print(
@@ -78,7 +81,24 @@ def resume_run(
                 f"{data} is not the corpus of {out}: {split} has {facts[split]}, the run saw "
                 f"{before[split]}; pass the folder that the run was started with"
             )
-    return fit(config, corpus, task.build_model(config, corpus), run)
+    begins = pointed(run.checkpoints, "last") is None
+    return fit(config, corpus, _build_model(config, corpus, begins)[0], run)
+
+
+def _build_model(
+    config: TrainConfig, corpus: TaskData, begins: bool = True
+) -> tuple[TextModel, dict[str, Any] | None]:
+    """Make the model as it is before the first step, and tell what run its weights come from.
+
+    Args:
+        config: of the run.
+        corpus: its data.
+        begins: whether the run has no checkpoint, whose weights would be taken anyway.
+    """
+    model = load_task(config.task).build_model(config, corpus)
+    if not (begins and config.start_from):
+        return model, None
+    return model, start_from_run(model, corpus.text, Path(config.start_from))
 
 
 def _in_turn(processes: PartialState, config: TrainConfig) -> AbstractContextManager[None]:

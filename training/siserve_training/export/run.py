@@ -123,14 +123,11 @@ def _within(sampling: Sampling, longest: int) -> Sampling:
 def _provenance(run: RunFolder, config: TrainConfig, folder: Path) -> dict[str, JsonValue]:
     """Tell corpus, configuration, checkpoint and versions; paths are cut to their last part."""
     corpus = {key: value for key, value in run.corpus().items() if key != "topics"}
-    values = dataclasses.asdict(config)
-    if config.word_vectors:
-        values["word_vectors"] = Path(config.word_vectors).name
-    if config.pretrained_folder is not None:
-        values["context_encoder"] = f"hf:{config.pretrained_folder.name}"
+    started_from = run.started_from()
     return {
         "corpus": corpus,
-        "config": values,
+        "config": run.portable_config(config),
+        **({"started_from": started_from} if started_from else {}),
         "seed": config.seed,
         "step": _step(folder),
         "versions": {

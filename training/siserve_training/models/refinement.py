@@ -171,13 +171,11 @@ def _frozen(parameters: Sequence[Tensor]) -> Iterator[None]:
 @contextmanager
 def _whole_floats(device: torch.device) -> Iterator[None]:
     """Compute in the tensors' own precision: differences of bf16 or TF32 gradients are noise."""
-    backends = torch.backends.cuda.matmul, torch.backends.cudnn
-    were = [backend.allow_tf32 for backend in backends]
-    for backend in backends:
-        backend.allow_tf32 = False
+    products, recurrent = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     try:
         with torch.autocast(device.type, enabled=False):
             yield
     finally:
-        for backend, was in zip(backends, were, strict=True):
-            backend.allow_tf32 = was
+        torch.backends.cuda.matmul.allow_tf32 = products
+        torch.backends.cudnn.allow_tf32 = recurrent

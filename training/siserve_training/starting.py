@@ -1,0 +1,57 @@
+"""Start a run from the weights of another one: a second stage of training, or another corpus."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+from siserve.bundle.text import Text
+
+from siserve_training.checkpoint import pointed
+from siserve_training.errors import ConfigError, RunError
+from siserve_training.models.text_model import TextModel
+from siserve_training.run_folder import RunFolder
+
+__all__ = ["start_from_run"]
+
+
+def start_from_run(model: TextModel, text: Text, start: Path) -> dict[str, Any]:
+    """Fill a model with the weights of another run's last checkpoint.
+
+    Args:
+        model: to be trained; of the same sizes as that run's.
+        text: its vocabulary, which must be that run's too.
+        start: folder of the other run.
+
+    Returns:
+        What that run was: its configuration, its step, and what it had started from.
+
+    Raises:
+        RunError: if there is no run or no checkpoint.
+        ConfigError: if vocabulary or sizes differ.
+    """
+    run = RunFolder(start)
+    config = run.config()
+    checkpoint = pointed(run.checkpoints, "last")
+    if checkpoint is None:
+        raise RunError(f"start_from: {start} has no checkpoint yet; train it first")
+    if run.text().to_json() != text.to_json():
+        raise ConfigError(
+            f"start_from: {start} has another vocabulary; pass the corpus and the "
+            "vocabulary_size that it was trained with"
+        )
+    tensors = load_file(checkpoint / "model.safetensors")
+    for name, own in model.state_dict().items():
+        found = tuple(tensors[name].shape) if name in tensors else None
+        if found != tuple(own.shape):
+            raise ConfigError(
+                f"start_from: {name} is {tuple(own.shape)} here and {found or 'missing'} in "
+                f"{start}; take the method and the sizes of that run"
+            )
+    model.load_state_dict(tensors)
+    return {
+        "config": run.portable_config(config),
+        "step": int(checkpoint.name.rpartition("-")[2]),
+        "started_from": run.started_from(),
+    }
