@@ -70,9 +70,10 @@ def test_a_run_goes_on_from_its_own_checkpoint_when_the_other_is_gone(first, cor
     [
         (
             {"decoder_hidden": 24},
-            r"start_from: .* is \(.*\) here and \(.*\) in .*that run",
+            r"start_from: .* is \(.*\) here and \(.*\) in .*; take that run",
         ),
-        ({"method": "hred"}, r"start_from: .*take the method"),
+        ({"method": "hred"}, r"start_from: .*take that run"),
+        ({"bow_hidden": 0, "bow_weight": 0.0}, r"start_from: bow.* is missing here and"),
     ],
 )
 def test_other_sizes_are_refused_before_anything_is_written(changes, told, first, corpus, tmp_path):

@@ -1,4 +1,4 @@
-"""Start a run from the weights of another one: a second stage of training, or another corpus."""
+"""Start a run from the weights of another one, for a second stage of training."""
 
 from __future__ import annotations
 
@@ -42,12 +42,15 @@ def start_from_run(model: TextModel, text: Text, start: Path) -> dict[str, Any]:
             "vocabulary_size that it was trained with"
         )
     tensors = load_file(checkpoint / "model.safetensors")
-    for name, own in model.state_dict().items():
-        found = tuple(tensors[name].shape) if name in tensors else None
-        if found != tuple(own.shape):
+    here, there = (
+        {name: tuple(tensor.shape) for name, tensor in of.items()}
+        for of in (model.state_dict(), tensors)
+    )
+    for name in [*here, *there]:
+        if here.get(name) != there.get(name):
             raise ConfigError(
-                f"start_from: {name} is {tuple(own.shape)} here and {found or 'missing'} in "
-                f"{start}; take the method and the sizes of that run"
+                f"start_from: {name} is {here.get(name, 'missing')} here and "
+                f"{there.get(name, 'missing')} in {start}; take that run's method and sizes"
             )
     model.load_state_dict(tensors)
     return {
