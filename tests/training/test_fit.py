@@ -265,6 +265,7 @@ def test_the_literal_preset_leaves_off_what_the_default_adds():
         assert (config.latent, config.num_latents, config.num_aux) == (200, 5, 30)
     assert (literal.noise, literal.noise_gain, literal.aux_floor) == (100, 1.0, 1)
     assert default.noise < 100 and default.noise_gain > 1 and default.aux_floor == 30
+    assert literal.prior_noise == 0 and default.prior_noise == 16
 
 
 def test_bf16_is_used_where_it_is_native_and_fp32_elsewhere(corpus, tmp_path):

@@ -172,6 +172,17 @@ def test_every_row_is_a_configuration_at_every_scale(row, scale):
     TrainConfig.from_values(values)
 
 
+@pytest.mark.parametrize("scale", SCALES)
+def test_one_row_alone_has_a_semi_implicit_prior(scale):
+    values = {
+        row.name: preset_values(row.preset + SCALES[scale].suffix) | row.settings
+        for row in ROWS
+        if not row.of
+    }
+    with_prior = [name for name, of_row in values.items() if of_row.get("prior_noise", 0)]
+    assert with_prior == ["si-cvae-si-prior"]
+
+
 @pytest.mark.parametrize(
     ("cores", "gpu_gib", "runs"), [(2, None, 2), (16, 80, 13), (8, 80, 8), (16, 8, 1), (4, 2, 1)]
 )

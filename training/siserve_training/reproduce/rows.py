@@ -94,6 +94,8 @@ SCALES = {
     ),
 }
 
+#: The full preset's prior is semi-implicit: one row shows what that does, the others do without.
+_GAUSSIAN_PRIOR = {"prior_noise": 0}
 #: Eq. 17 has no bag-of-words term and nothing that holds the KL up; no feature is hidden.
 _AS_PRINTED = {
     "bow_weight": 0.0,
@@ -108,7 +110,13 @@ _CYCLICAL = {**_AS_PRINTED, "schedule": "cyclical"}
 #: CVAE + BOW of Zhao et al.: beta to 1 and the bag-of-words loss, nothing else.
 _AS_CVAE_BOW = {"schedule": "monotonic", "beta_max": 1.0, "free_nats": 0.0}
 #: 100 dimensions of noise as they come, K rising to 30.
-_NOISE_AS_PRINTED = {"noise": 100, "noise_gain": 1.0, "num_aux": 30, "aux_floor": 1}
+_NOISE_AS_PRINTED = {
+    **_GAUSSIAN_PRIOR,
+    "noise": 100,
+    "noise_gain": 1.0,
+    "num_aux": 30,
+    "aux_floor": 1,
+}
 
 ROWS = (
     Row(
@@ -217,9 +225,15 @@ ROWS = (
             ),
         ),
     ),
-    Row("si-cvae-bow", "SI-CVAE + BOW", "dialog-si-cvae", _AS_CVAE_BOW, ours=True),
+    Row(
+        "si-cvae-bow",
+        "SI-CVAE + BOW",
+        "dialog-si-cvae",
+        {**_AS_CVAE_BOW, **_GAUSSIAN_PRIOR},
+        ours=True,
+    ),
     Row("cvae", "CVAE, our recipe", "dialog-cvae", ours=True),
-    Row("si-cvae", "SI-CVAE, our recipe", "dialog-si-cvae", ours=True),
+    Row("si-cvae", "SI-CVAE, our recipe", "dialog-si-cvae", _GAUSSIAN_PRIOR, ours=True),
     Row(
         "si-cvae-diverse",
         "SI-CVAE, our recipe, diverse selection",
@@ -248,6 +262,6 @@ def pretrained_row(context_encoder: str) -> Row:
         "si-cvae-pretrained",
         "SI-CVAE, our recipe, pretrained context encoder",
         "dialog-si-cvae",
-        {"context_encoder": context_encoder},
+        {**_GAUSSIAN_PRIOR, "context_encoder": context_encoder},
         ours=True,
     )
