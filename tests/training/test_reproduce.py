@@ -204,7 +204,7 @@ def test_a_change_reaches_the_rows_that_it_names_and_their_printed_commands(plan
     measured = [
         MeasuredRow(job.row.name, job.row.title, job.row, (0,), {}, {}) for job in (cvae, si_cvae)
     ]
-    lines = list_commands(["dialog"], measured, [cvae, si_cvae]).splitlines()
+    lines = list_commands(["dialog"], measured, [cvae, si_cvae], TWO_ROWS[:2]).splitlines()
     whole, of_cvae, of_si_cvae = (line for line in lines if line.startswith("    siserve"))
     assert whole.endswith("--set passes=5.0 --set si-cvae:passes=1.5 --set si-cvae:noise=6")
     assert of_cvae.endswith("--out OUT --set passes=5.0") and of_si_cvae.endswith("noise=6")
@@ -284,6 +284,13 @@ def test_the_page_names_a_command_for_every_row_and_no_folder_of_the_machine(pla
         assert command[command.index("--seeds") + 1] == "0,1"
     assert "--context-encoder hf:mini" in page and "hf:mini" in json.dumps(measured[-1].to_json())
     assert str(plan.data.parent) not in page and "/some" not in json.dumps(measured[-1].to_json())
+
+
+def test_the_command_of_a_page_of_some_rows_names_them(plan):
+    some = [MeasuredRow(row.name, row.title, row, (0,), {}, {}) for row in ROWS[:2]]
+    page = results_page(some, [], [Job(ROWS[0], 0, plan)], {"scale": "small"})
+    whole = next(line for line in page.splitlines() if line.startswith("    siserve"))
+    assert f"--rows {ROWS[0].name},{ROWS[1].name} --seeds 0 " in whole
 
 
 def test_files_that_are_missing_are_told_before_any_work(tmp_path, corpus, vectors):

@@ -190,7 +190,7 @@ def reproduce_lm(
         f"Of seed {jobs[0].seed}: numbers of the valid split, and the schedules.",
         "![Over training](lm-curves.svg)",
         "## Commands",
-        list_commands(["lm", "--scale", plan.scale.name], measured, jobs),
+        list_commands(["lm", "--scale", plan.scale.name], measured, jobs, lm_rows(plan.scale.name)),
     ]
     page = plan.out / "lm.md"
     write_atomically(page, "\n\n".join(parts) + "\n")

@@ -85,7 +85,7 @@ def reproduce_noise(
         NOISE_TEXT,
         table(measured, _COLUMNS),
         "## Commands",
-        list_commands(["noise"], measured, jobs),
+        list_commands(["noise"], measured, jobs, NOISE_ROWS),
     ]
     page = plan.out / "noise.md"
     write_atomically(page, "\n\n".join(parts) + "\n")

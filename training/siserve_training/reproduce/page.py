@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from siserve_training.reproduce.results import MeasuredRow
-from siserve_training.reproduce.rows import COLUMNS
+from siserve_training.reproduce.rows import COLUMNS, ROWS, Row
 from siserve_training.reproduce.runner import Job, Plan, toml
 
 __all__ = [
@@ -103,7 +103,7 @@ def results_page(
         "![Relevance against diversity](relevance-diversity.svg)",
         "[Examples](examples.md) shows responses of every system to the same contexts.",
         "## Commands",
-        list_commands(["dialog", "--scale", facts["scale"]], measured, jobs),
+        list_commands(["dialog", "--scale", facts["scale"]], measured, jobs, ROWS),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -214,7 +214,10 @@ def _cell(row: MeasuredRow, name: str) -> str:
 
 
 def list_commands(
-    study: Sequence[str], measured: Sequence[MeasuredRow], jobs: Sequence[Job]
+    study: Sequence[str],
+    measured: Sequence[MeasuredRow],
+    jobs: Sequence[Job],
+    unasked: Sequence[Row],
 ) -> str:
     """Write the command that makes the page, and that of each row.
 
@@ -222,13 +225,17 @@ def list_commands(
         study: words after `siserve reproduce`.
         measured: the rows.
         jobs: behind them.
+        unasked: rows that the study runs where --rows names none.
     """
     rows = [row.row for row in measured if row.row is not None]
     if not rows or not jobs:
         return ""
     plan, seeds = jobs[0].plan, _listed(_all_seeds(measured))
     encoder = next((row.context_encoder for row in rows if row.context_encoder), "")
-    commands = {"The whole page": _command(study, plan, seeds, encoder)}
+    names = [row.name for row in rows]
+    is_whole = {row.name for row in unasked} <= set(names)
+    whole = _command(study, plan, seeds, encoder, "" if is_whole else ",".join(names))
+    commands = {"The whole page": whole}
     for measured_row in measured:
         row = measured_row.row
         if row is not None:
