@@ -175,7 +175,7 @@ def test_every_row_is_a_configuration_at_every_scale(row, scale):
 @pytest.mark.parametrize("scale", SCALES)
 def test_one_row_alone_has_a_semi_implicit_prior(scale):
     values = {
-        row.name: preset_values(row.preset + SCALES[scale].suffix) | row.settings
+        row.name: {**preset_values(row.preset + SCALES[scale].suffix), **row.settings}
         for row in ROWS
         if not row.of
     }
