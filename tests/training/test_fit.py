@@ -32,7 +32,7 @@ def config(**changes) -> TrainConfig:
 
 
 def learning(**changes) -> TrainConfig:
-    return config(passes=4.0, schedule="constant", free_nats=0.0, learning_rate=5e-3, **changes)
+    return config(passes=6.0, schedule="constant", free_nats=0.0, learning_rate=5e-3, **changes)
 
 
 def losses(out) -> dict[int, float]:

@@ -291,7 +291,7 @@ def test_a_folder_that_is_not_there_is_refused_before_anything_is_written(corpus
 def test_the_table_gets_one_more_row_where_it_is_asked_for(bert, tmp_path):
     *rest, row = dialog_rows(f"hf:{bert}")
     assert tuple(rest) == dialog_rows()
-    assert row.settings == {"context_encoder": f"hf:{bert}"} and row.ours
+    assert row.settings == {"context_encoder": f"hf:{bert}", "prior_noise": 0} and row.ours
     assert chosen_rows(row.name, dialog_rows(f"hf:{bert}")) == (row,)
     for wrong in ("gru", "hf:", f"hf:{tmp_path / 'none'}"):
         with pytest.raises(ConfigError, match="hf:DIR|config.json"):
