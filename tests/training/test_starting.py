@@ -50,6 +50,29 @@ def test_a_run_that_does_not_learn_keeps_the_weights_it_started_from(first, corp
     assert not same(weights(tmp_path / "anew"), weights(first))
 
 
+@pytest.mark.parametrize("post_hidden", [0, 12])
+def test_a_semi_implicit_model_goes_on_where_a_gaussian_one_ended(post_hidden, corpus, tmp_path):
+    gaussian = {**preset_values("dialog-cvae"), **SETTINGS, "post_hidden": post_hidden}
+    start_run(tmp_path / "gaussian", corpus, TrainConfig.from_values(gaussian))
+    still = {"post_hidden": post_hidden, "noise": 5, "prior_noise": 3, "learning_rate": 0.0}
+    start_run(tmp_path / "begun", corpus, config(start_from=str(tmp_path / "gaussian"), **still))
+    start_run(tmp_path / "anew", corpus, config(**still))
+    before, after, anew = (weights(tmp_path / run) for run in ("gaussian", "begun", "anew"))
+    assert before.keys() == after.keys()
+    wider = {name: after[name] for name in after if after[name].shape != before[name].shape}
+    assert sorted(tensor.shape[1] - before[name].shape[1] for name, tensor in wider.items()) == [
+        3,
+        5,
+    ]
+    for name, tensor in after.items():
+        columns = before[name].shape[-1]
+        assert torch.equal(tensor[..., :columns], before[name])
+        assert torch.equal(tensor[..., columns:], anew[name][..., columns:])
+    with pytest.raises(ConfigError, match=r"start_from: \w+_net\..* take that run's"):
+        values = {**gaussian, "start_from": str(tmp_path / "begun")}
+        start_run(tmp_path / "back", corpus, TrainConfig.from_values(values))
+
+
 def test_a_run_that_lost_its_only_checkpoint_begins_there_again(first, corpus, tmp_path):
     run = tmp_path / "second"
     start_run(run, corpus, config(start_from=str(first), learning_rate=0.0))

@@ -59,7 +59,7 @@ class TrainConfig:
 
     task: str = "dialog"
     method: str = "si-cvae"
-    start_from: str = ""  # folder of a run of the same sizes, whose last weights are the first here
+    start_from: str = ""  # folder of a run of the same sizes, noise aside, to begin with
 
     # corpus
     vocabulary_size: int = 10_000  # most frequent tokens kept, marks counted, <pad> and <unk> not

@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file
 from siserve.bundle.text import Text
 
 from siserve_training.checkpoint import pointed
 from siserve_training.errors import ConfigError, RunError
 from siserve_training.models.text_model import TextModel
+from siserve_training.nets.heads import GaussianHead
 from siserve_training.run_folder import RunFolder
 
 __all__ = ["start_from_run"]
@@ -19,8 +21,11 @@ __all__ = ["start_from_run"]
 def start_from_run(model: TextModel, text: Text, start: Path) -> dict[str, Any]:
     """Fill a model with the weights of another run's last checkpoint.
 
+    A head that takes noise here and took none there keeps its own first weights of the noise, so
+    that a semi-implicit density may begin where a Gaussian one ended.
+
     Args:
-        model: to be trained; of the same sizes as that run's.
+        model: to be trained; of the same sizes as that run's but for such noise.
         text: its vocabulary, which must be that run's too.
         start: folder of the other run.
 
@@ -42,9 +47,13 @@ def start_from_run(model: TextModel, text: Text, start: Path) -> dict[str, Any]:
             "vocabulary_size that it was trained with"
         )
     tensors = load_file(checkpoint / "model.safetensors")
+    own = model.state_dict()
+    for name, noise in _noise_entries(model).items():
+        features = tensors.get(name)
+        if features is not None and features.shape[1] + noise == own[name].shape[1]:
+            tensors[name] = torch.cat([features, own[name][:, -noise:].to(features)], dim=1)
     here, there = (
-        {name: tuple(tensor.shape) for name, tensor in of.items()}
-        for of in (model.state_dict(), tensors)
+        {name: tuple(tensor.shape) for name, tensor in of.items()} for of in (own, tensors)
     )
     for name in [*here, *there]:
         if here.get(name) != there.get(name):
@@ -57,4 +66,13 @@ def start_from_run(model: TextModel, text: Text, start: Path) -> dict[str, Any]:
         "config": run.portable_config(config),
         "step": int(checkpoint.name.rpartition("-")[2]),
         "started_from": run.started_from(),
+    }
+
+
+def _noise_entries(model: TextModel) -> dict[str, int]:
+    """Return the weights whose last columns take injected noise, and how many they are."""
+    return {
+        f"{name}.{'hidden' if head.has_hidden else 'out'}.weight": head.noise
+        for name, head in model.named_modules()
+        if isinstance(head, GaussianHead) and head.noise
     }
