@@ -32,7 +32,8 @@ def config(**changes) -> TrainConfig:
 
 
 def learning(**changes) -> TrainConfig:
-    return config(passes=6.0, schedule="constant", free_nats=0.0, learning_rate=5e-3, **changes)
+    settings = {"passes": 4.0, "schedule": "constant", "free_nats": 0.0, "prior_noise": 0}
+    return config(**{**settings, "learning_rate": 5e-3, **changes})
 
 
 def losses(out) -> dict[int, float]:
@@ -56,8 +57,9 @@ def wait_for_steps(process, out, steps, timeout_s=60.0):
     raise AssertionError(f"no {steps} steps in {timeout_s} s")
 
 
-def test_the_loss_falls(corpus, tmp_path):
-    result = start_run(tmp_path / "run", corpus, learning())
+@pytest.mark.parametrize("prior_noise", [0, 16])
+def test_the_loss_falls(prior_noise, corpus, tmp_path):
+    result = start_run(tmp_path / "run", corpus, learning(prior_noise=prior_noise))
     by_step = list(losses(tmp_path / "run").values())
     assert result.finished and len(by_step) == result.step
     assert sum(by_step[-5:]) < 0.9 * sum(by_step[:5])

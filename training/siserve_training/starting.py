@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from siserve.bundle.text import Text
+from torch import Tensor
 
 from siserve_training.checkpoint import pointed
 from siserve_training.errors import ConfigError, RunError
@@ -47,13 +48,10 @@ def start_from_run(model: TextModel, text: Text, start: Path) -> dict[str, Any]:
             "vocabulary_size that it was trained with"
         )
     tensors = load_file(checkpoint / "model.safetensors")
-    own = model.state_dict()
-    for name, noise in _noise_entries(model).items():
-        features = tensors.get(name)
-        if features is not None and features.shape[1] + noise == own[name].shape[1]:
-            tensors[name] = torch.cat([features, own[name][:, -noise:].to(features)], dim=1)
+    _add_noise(model, tensors)
     here, there = (
-        {name: tuple(tensor.shape) for name, tensor in of.items()} for of in (own, tensors)
+        {name: tuple(tensor.shape) for name, tensor in of.items()}
+        for of in (model.state_dict(), tensors)
     )
     for name in [*here, *there]:
         if here.get(name) != there.get(name):
@@ -69,10 +67,12 @@ def start_from_run(model: TextModel, text: Text, start: Path) -> dict[str, Any]:
     }
 
 
-def _noise_entries(model: TextModel) -> dict[str, int]:
-    """Return the weights whose last columns take injected noise, and how many they are."""
-    return {
-        f"{name}.{'hidden' if head.has_hidden else 'out'}.weight": head.noise
-        for name, head in model.named_modules()
-        if isinstance(head, GaussianHead) and head.noise
-    }
+def _add_noise(model: TextModel, tensors: dict[str, Tensor]) -> None:
+    """Append a head's own weights of the noise, its last columns, to weights that lack them."""
+    for prefix, head in model.named_modules():
+        if isinstance(head, GaussianHead) and head.noise:
+            for name, weight in head.named_parameters(prefix):
+                found = tensors.get(name)
+                if found is not None and found.shape[-1] + head.noise == weight.shape[-1]:
+                    noise = weight.detach()[..., -head.noise :].to(found)
+                    tensors[name] = torch.cat([found, noise], dim=-1)
