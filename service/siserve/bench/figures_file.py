@@ -72,7 +72,7 @@ class Figures:
 
 
 def shipped_figures() -> Figures:
-    """Figures of a model of the embedded one's sizes, on the machine that deploy/CAPACITY.md names."""
+    """Figures of a model of the embedded one's sizes, on the machine that CAPACITY.md names."""
     path = files("siserve.bench").joinpath("figures", "one_replica.jsonl")
     return _parse(path.read_text(encoding="utf-8"), "one_replica.jsonl")
 
