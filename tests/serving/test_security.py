@@ -13,8 +13,7 @@ import pytest
 from certificates import Authority
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from siserve.client import Client, ClientError, Credentials
-from siserve.client.answer import make_request
+from siserve.client import Client, ClientError, Credentials, make_request
 from siserve.serving.errors import Unauthenticated
 from siserve.serving.keys import Keyring, KeysError, add_key
 from siserve.v1 import dialog_pb2_grpc

@@ -1,7 +1,7 @@
 """The room that asks: a Python client, and the command line on it."""
 
 from siserve.client.aio import AsyncClient
-from siserve.client.answer import Answer, Reply, Score, Timings
+from siserve.client.answer import Answer, Reply, Score, Timings, make_request
 from siserve.client.channel import ClientError
 from siserve.client.client import Client
 from siserve.client.credentials import Credentials
@@ -15,4 +15,5 @@ __all__ = [
     "Reply",
     "Score",
     "Timings",
+    "make_request",
 ]
