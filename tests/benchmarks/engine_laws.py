@@ -25,9 +25,10 @@ LEVEL = 0.001
 ROWS = 2000
 
 
-def seeds_hold(bundle: Path, precision: str, count: int) -> tuple[str, bool]:
+def seeds_hold(bundle: Path, precision: str, count: int, device: str = "cpu") -> tuple[str, bool]:
     """Ask each request alone, then all among shuffled neighbours, by 1 worker and by 2."""
-    options = ["--model", str(bundle), "--precision", precision, "--max-queue-rows", "100000"]
+    options = ["--model", str(bundle), "--precision", precision, "--device", device]
+    options += ["--max-queue-rows", "100000"]
     with ServedProcess([*options, "--workers", "1"]) as one:
         requests = asyncio.run(_requests(one.address, count))
         alone = asyncio.run(_ask(one.address, requests, at_once=1))
@@ -81,20 +82,24 @@ async def _ask(address: str, requests: list[bytes], at_once: int) -> list[bytes]
     return [said[number] for number in range(len(requests))]
 
 
-def sampler_holds(bundle: Path, precision: str, draws: int) -> tuple[str, bool]:
+def sampler_holds(
+    bundle: Path, precision: str, draws: int, device: str = "cpu"
+) -> tuple[str, bool]:
     """Compare draws of the first word with its distribution by chi-square.
 
     The distribution is the graph's own log-probability of each word when it is forced to say it,
-    in float64, without the words that are never said.
+    in float64, without the words that are never said; on CUDA, where recordings force no word, that
+    of the exact decoder.
     """
     opened = open_bundle(bundle)
-    sessions = load_sessions(opened, "cpu", 2, precision)  # type: ignore[arg-type]
+    sessions = load_sessions(opened, device, 2, precision)  # type: ignore[arg-type]
+    steps = sessions.chunk_steps if device == "cuda" else 1
     expected = draws * _first_word(sessions, opened.manifest)
     found = np.zeros(len(expected))
     for first in range(0, draws, ROWS):
         rows = np.arange(first, min(first + ROWS, draws))
-        uniform = noise.uniforms(7, rows, 0, 1)
-        tokens = _run(sessions, opened.manifest, uniform, np.full((1, len(rows)), -1))[0]
+        uniform = noise.uniforms(7, rows, 0, steps)
+        tokens = _run(sessions, opened.manifest, uniform, np.full(uniform.shape, -1))[0]
         found += np.bincount(tokens[0], minlength=len(expected))
     frequent = expected >= 5
     observed, wanted = (np.append(a[frequent], a[~frequent].sum()) for a in (found, expected))
@@ -126,7 +131,7 @@ def _first_word(sessions: Sessions, manifest: Manifest) -> np.ndarray:
 def _run(
     sessions: Sessions, manifest: Manifest, uniform: np.ndarray, forced: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Take the first step of rows that are all alike; return tokens and log_probs, (1, R)."""
+    """Take the first steps of rows that are all alike; return tokens and log_probs, (K, R)."""
     rows, sizes = uniform.shape[1], manifest.sizes
     rng = np.random.default_rng(0)
     told = {

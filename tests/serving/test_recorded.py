@@ -6,7 +6,7 @@ import pytest
 from siserve.bundle import open_bundle
 from siserve.bundle.tensors import DECODER_UNROLLED, UNROLLED_STEPS
 from siserve.serving.engine import Engine, EngineOptions
-from siserve.serving.recorded import RecordedDecoder
+from siserve.serving.recorded import RecordedDecoder, session_tapes
 from siserve.serving.sessions import load_sessions
 
 from .test_engine import Records, generate, replaced, varied_job
@@ -22,7 +22,8 @@ def session(bundle):
 
 @pytest.fixture
 def recorded(session, sessions, manifest):
-    made = RecordedDecoder(session, sessions.decoder, manifest, "cpu", counts=(4, 16, 32))
+    tapes = session_tapes(session, manifest, "cpu", counts=(4, 16, 32))
+    made = RecordedDecoder(tapes, sessions.decoder, manifest.tokens)
     made.warm_up()
     return made
 

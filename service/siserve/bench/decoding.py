@@ -2,7 +2,8 @@
 
 Rows are free: each takes the token that it draws at temperature 1. A row that ended within a chunk
 goes on after it with some word, because the graph does the same work for an ended row and the
-figure is the time of a fixed number of steps. The contexts' encoding is not timed.
+figure is the time of a fixed number of steps. The contexts' encoding is not timed; the numbers that
+tokens are drawn by are, which are drawn at once, as the engine draws them.
 """
 
 from __future__ import annotations
@@ -64,21 +65,22 @@ class Decoding:
         """Decode as many steps of every row and time it."""
         token, state = self._first, self._state
         started = time.perf_counter()
+        uniform = noise.uniforms(_SEED, self._rows, 0, steps)
         for first in range(0, steps, self._chunk_steps):
-            size = min(self._chunk_steps, steps - first)
-            tokens, _, state = self._decoder.run(self._inputs(token, state, first, size))
+            chunk = uniform[first : first + self._chunk_steps]
+            tokens, _, state = self._decoder.run(self._inputs(token, state, chunk))
             token = np.where(tokens[-1] == self._end, self._word, tokens[-1])
         return time.perf_counter() - started
 
     def _inputs(
-        self, token: NDArray[np.int64], state: AnyArray, first: int, size: int
+        self, token: NDArray[np.int64], state: AnyArray, uniform: NDArray[np.float32]
     ) -> Mapping[str, AnyArray]:
         return {
             **self._given,
             "token": token,
             "state": state,
-            "uniform": noise.uniforms(_SEED, self._rows, first, size),
-            "forced": np.full((size, len(self._rows)), -1),
+            "uniform": uniform,
+            "forced": np.full(uniform.shape, -1),
         }
 
 

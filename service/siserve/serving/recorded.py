@@ -1,17 +1,19 @@
-"""The unrolled decoder: runs of fixed shape from fixed memory, which CUDA records and replays.
+"""Decoding in runs of fixed shape, which a device records once and replays.
 
 A replay costs one launch instead of some hundred, but shapes and addresses must stay. So rows are
-filled up to one of a few counts, each of which has buffers of its own on the device, and the host
-reads tokens once for all steps of a run. Rows that it cannot decode (forced ones, top-k, top-p) go
-through the decoder with a loop, whoever is beside them, so that a row's way depends on its own
-request alone.
+filled up to one of a few counts, each of which has a tape. Rows that no tape can decode (forced
+ones, top-k, top-p) go through the decoder with a loop, whoever is beside them, so that a row's way
+depends on its own request alone.
+
+A tape of `session_tapes` is a recording of decoder_unrolled.onnx, which onnxruntime makes; one of
+`siserve.serving.fused` a recording of kernels of our own.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import onnxruntime
@@ -21,40 +23,48 @@ from siserve.bundle.manifest import Manifest, Tokens
 from siserve.bundle.tensors import DECODER, DECODER_UNROLLED, UNROLLED_STEPS, Tensor
 from siserve.serving.graphs import AnyArray, Runs
 
-__all__ = ["COUNTS", "RecordedDecoder"]
+__all__ = ["COUNTS", "RecordedDecoder", "Tape", "session_tapes"]
 
 #: Rows of a run; a batch is filled up to the next of them.
-COUNTS = (8, 16, 32, 64, 128, 256, 384, 512, 1024, 2048, 4096)
+COUNTS = (8, 16, 32, 64, 128, 256, 320, 384, 512, 1024, 2048, 4096)
 
 _DTYPES: dict[str, Any] = {"int64": np.int64, "float32": np.float32}
 _BY_STEP = ("uniform", "forced", "tokens", "log_probs")
 _OF_STARTS = ("c", "z")
 
 
+class Tape(Protocol):
+    """A recorded run of so many rows and UNROLLED_STEPS steps.
+
+    Attributes:
+        narrows: whether it draws rows with top-k or top-p too.
+    """
+
+    narrows: bool
+
+    def run(self, inputs: Mapping[str, AnyArray], tokens: Tokens) -> Sequence[AnyArray]:
+        """Run rows, those that are missing as ended ones; return copies of their results."""
+
+
 class RecordedDecoder:
     """Answers as decoder.onnx does; several threads may share it.
 
     Args:
-        session: of decoder_unrolled.onnx.
+        tapes: by their rows. They may share memory: one runs at a time.
         other: the decoder with a loop.
-        manifest: of the bundle.
-        device: where the buffers lie; only "cuda" records.
-        counts: see COUNTS.
+        tokens: ids of the special tokens.
+        is_fused: whether the tapes are of siserve's own kernels.
     """
 
     def __init__(
-        self,
-        session: onnxruntime.InferenceSession,
-        other: Runs,
-        manifest: Manifest,
-        device: Literal["cuda", "cpu"],
-        counts: Sequence[int] = COUNTS,
+        self, tapes: Mapping[int, Tape], other: Runs, tokens: Tokens, is_fused: bool = False
     ) -> None:
         self._other = other
-        self._tokens = manifest.tokens
-        self._lock = threading.Lock()  # a recording has one set of buffers
-        sizes = manifest.sizes.by_axis()
-        self._tapes = {count: _Tape(session, count, sizes, device) for count in sorted(counts)}
+        self._tokens = tokens
+        self._lock = threading.Lock()
+        self._tapes = dict(sorted(tapes.items()))
+        self._narrows = all(tape.narrows for tape in tapes.values())
+        self.is_fused = is_fused
 
     def warm_up(self) -> None:
         """Run every count, twice where the first run records."""
@@ -64,11 +74,14 @@ class RecordedDecoder:
 
     def run(self, inputs: Mapping[str, AnyArray]) -> Sequence[AnyArray]:
         """Return tokens (K, R), log-probs (K, R) and states (R, H)."""
-        is_plain = (inputs["top_k"] == 0) & (inputs["top_p"] >= 1)
-        is_plain &= (inputs["forced"] < 0).all(axis=0)
+        is_plain = np.asarray((inputs["forced"] < 0).all(axis=0))
+        if not self._narrows:
+            is_plain &= (inputs["top_k"] == 0) & (inputs["top_p"] >= 1)
         if len(inputs["uniform"]) != UNROLLED_STEPS or not is_plain.any():
             return self._other.run(inputs)
         largest = max(self._tapes)
+        if is_plain.all() and len(is_plain) <= largest:
+            return self._replay(inputs)
         rows = np.flatnonzero(is_plain)
         parts = [rows[first : first + largest] for first in range(0, len(rows), largest)]
         answers = [(part, self._replay(_rows_of(inputs, part))) for part in parts]
@@ -83,8 +96,28 @@ class RecordedDecoder:
             return self._tapes[count].run(inputs, self._tokens)
 
 
-class _Tape:
+def session_tapes(
+    session: onnxruntime.InferenceSession,
+    manifest: Manifest,
+    device: Literal["cuda", "cpu"],
+    counts: Sequence[int] = COUNTS,
+) -> dict[int, Tape]:
+    """Make tapes of onnxruntime's; the first run of each records.
+
+    Args:
+        session: of decoder_unrolled.onnx.
+        manifest: of the bundle.
+        device: where the buffers lie; only "cuda" records.
+        counts: see COUNTS.
+    """
+    sizes = manifest.sizes.by_axis()
+    return {count: _SessionTape(session, count, sizes, device) for count in counts}
+
+
+class _SessionTape:
     """Buffers for runs of one number of rows, and the recording that reads and writes them."""
+
+    narrows = False
 
     def __init__(
         self,

@@ -26,8 +26,9 @@ from siserve.bundle.tensors import (
 )
 from siserve.bundle.verify import Bundle
 from siserve.serving.cores import usable_cores
+from siserve.serving.fused.loading import NotFused, load_fused
 from siserve.serving.graphs import AnyArray, GraphSession, Runs
-from siserve.serving.recorded import RecordedDecoder
+from siserve.serving.recorded import COUNTS, RecordedDecoder, session_tapes
 
 __all__ = [
     "AnyArray",
@@ -179,10 +180,13 @@ def _load(
     if device == "cuda":
         _check_cuda()
     precision: Literal["fp32", "int8", "tf32"] = _settled(bundle, device, asked)
-    prior, sampler, exact = (
-        GraphSession(graph, _session(bundle, graph, device, threads))
-        for graph in (PRIOR, SI_SAMPLER, DECODER)
+    # All but the decoder on the CPU whatever the device: there a row's bits are known not to depend
+    # on the batch.
+    prior, sampler = (
+        GraphSession(graph, _session(bundle, graph, "cpu", threads))
+        for graph in (PRIOR, SI_SAMPLER)
     )
+    exact = GraphSession(DECODER, _session(bundle, DECODER, device, threads))
     decoder: Runs = exact
     if precision == "int8":
         decoder = GraphSession(DECODER_INT8, _session(bundle, DECODER_INT8, device, threads))
@@ -193,9 +197,8 @@ def _load(
     # One thread: a second one is waited for at each of some 80 short steps, and where something
     # else has its core, that is 20 ms instead of 2.
     if not bundle.has(DIALOG_ENCODER.file):
-        whole = GraphSession(CONTEXT_ENCODER, _session(bundle, CONTEXT_ENCODER, device, 1))
+        whole = GraphSession(CONTEXT_ENCODER, _session(bundle, CONTEXT_ENCODER, "cpu", 1))
         return Sessions(whole, *own)
-    # On the CPU whatever the device: there a row's bits are known not to depend on the batch.
     utterance, dialog = (
         GraphSession(graph, _session(bundle, graph, "cpu", 1))
         for graph in (UTTERANCE_ENCODER, DIALOG_ENCODER)
@@ -205,14 +208,22 @@ def _load(
 
 
 def _record(bundle: Bundle, other: Runs, asked: Precision) -> RecordedDecoder | None:
-    """Make the decoder that CUDA records and replays; None, and the reason told, if it cannot."""
+    """Make the decoder that CUDA records and replays; None, and the reason told, if it cannot.
+
+    By kernels of our own where they are for the model, else by onnxruntime.
+    """
+    try:
+        return load_fused(bundle, other, COUNTS, is_exact=asked == "fp32")
+    except NotFused as reason:
+        _log.info("onnxruntime decodes, not the fused kernels: %s", reason)
     if not bundle.has(DECODER_UNROLLED.file):
         _log.info("not recorded: %s has no unrolled decoder", bundle.manifest.full_name)
         return None
     options = {"enable_cuda_graph": "1", "use_tf32": "0" if asked == "fp32" else "1"}
     try:
         session = _session(bundle, DECODER_UNROLLED, "cuda", 1, options)
-        recorded = RecordedDecoder(session, other, bundle.manifest, "cuda")
+        tapes = session_tapes(session, bundle.manifest, "cuda")
+        recorded = RecordedDecoder(tapes, other, bundle.manifest.tokens)
         recorded.warm_up()
     except Exception as error:  # onnxruntime has no common base class for what it raises
         _log.warning("not recorded, decoding in a loop: %s", _first_line(error))

@@ -1,0 +1,109 @@
+"""Make the fused decoder of a bundle, or say why not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from siserve.bundle.manifest import Manifest
+from siserve.bundle.tensors import UNROLLED_STEPS, WEIGHTS_FILE
+from siserve.bundle.verify import Bundle
+from siserve.serving.fused.layout import Layout, NotFused
+from siserve.serving.fused.tapes import Machine, fused_tapes, kernel_source
+from siserve.serving.graphs import AnyArray, Runs
+from siserve.serving.recorded import RecordedDecoder
+
+__all__ = ["NotFused", "load_fused"]
+
+#: Log-probabilities by products in TF32 and in float32 may differ by so much; eight steps of the
+#: embedded model showed 0.01.
+_TOLERANCE = 0.05
+#: Of the rows so many must say the same first word: where a uniform number falls beside the border
+#: of two words, rounding decides.
+_LEAST_EQUAL = 0.8
+_CHECKED_ROWS = 60
+
+
+def load_fused(
+    bundle: Bundle,
+    other: Runs,
+    counts: Sequence[int],
+    is_exact: bool = False,
+    make_machine: Callable[[str, str], Machine] | None = None,
+) -> RecordedDecoder:
+    """Compile the kernels for a bundle's decoder, record them, and hold them against another.
+
+    Args:
+        bundle: a checked bundle.
+        other: its decoder.onnx, for rows that no tape can decode, and as what is right.
+        counts: rows of the tapes.
+        is_exact: whether products are in float32 and not in TF32.
+        make_machine: of what `kernel_source` gives; None = the CUDA device.
+
+    Raises:
+        NotFused: if the kernels are not for this model, this device or this installation, or do not
+            do what the other decoder does.
+    """
+    try:
+        import safetensors.numpy
+
+        if make_machine is None:
+            from siserve.serving.fused.cuda import CudaMachine
+
+            make_machine = CudaMachine
+    except ImportError as error:
+        raise NotFused(f"{error}; pip install 'siserve[gpu]' brings it") from None
+    weights = safetensors.numpy.load_file(bundle.file(WEIGHTS_FILE))
+    layout = Layout.of(weights, bundle.manifest, is_exact)
+    try:
+        tapes = fused_tapes(make_machine(*kernel_source(layout)), layout, counts)
+        fused = RecordedDecoder(tapes, other, bundle.manifest.tokens, is_fused=True)
+        _hold_against(fused, other, bundle.manifest)
+    except RuntimeError as error:  # CudaError, and what the bindings raise without CUDA's libraries
+        raise NotFused((str(error).strip().splitlines() or [type(error).__name__])[0]) from None
+    return fused
+
+
+def _hold_against(fused: Runs, other: Runs, manifest: Manifest) -> None:
+    """Decode a few rows both ways: the names of weights tell little of what a model does with them.
+
+    Raises:
+        NotFused: if they differ by more than rounding.
+    """
+    inputs = _checked_rows(manifest)
+    tokens, log_probs, states = fused.run(inputs)
+    expected_tokens, expected_log_probs, expected_states = other.run(inputs)
+    is_first = tokens[0] == expected_tokens[0]
+    is_same = (tokens == expected_tokens).all(axis=0)
+    goes_on = is_same & (tokens[-1] != manifest.tokens.end)
+    off = max(
+        float(np.abs(log_probs - expected_log_probs)[0, is_first].max(initial=0)),
+        float(np.abs(log_probs - expected_log_probs)[:, is_same].max(initial=0)),
+        float(np.abs(states - expected_states)[goes_on].max(initial=0)),
+    )
+    if not (off < _TOLERANCE and is_first.mean() >= _LEAST_EQUAL):
+        raise NotFused(
+            f"they differ from decoder.onnx by {off:.2g} (at most {_TOLERANCE}) and say the same "
+            f"first word in {100 * is_first.mean():.0f} % of the rows (at least "
+            f"{100 * _LEAST_EQUAL:.0f} %)"
+        )
+
+
+def _checked_rows(manifest: Manifest) -> dict[str, AnyArray]:
+    sizes, rng = manifest.sizes, np.random.default_rng(0)
+    token = rng.integers(0, sizes.vocabulary, _CHECKED_ROWS)
+    token[::2] = manifest.tokens.start
+    top_k, top_p = np.zeros(_CHECKED_ROWS, np.int64), np.ones(_CHECKED_ROWS, np.float32)
+    top_k[::20], top_p[::15] = 9, 0.8
+    return {
+        "c": 0.5 * rng.standard_normal((_CHECKED_ROWS, sizes.context), np.float32),
+        "z": rng.standard_normal((_CHECKED_ROWS, sizes.latent), np.float32),
+        "state": np.tanh(rng.standard_normal((_CHECKED_ROWS, sizes.state), np.float32)),
+        "token": token,
+        "uniform": rng.random((UNROLLED_STEPS, _CHECKED_ROWS), np.float32),
+        "forced": np.full((UNROLLED_STEPS, _CHECKED_ROWS), -1),
+        "temperature": np.tile(np.array([0, 0.7, 1], np.float32), _CHECKED_ROWS // 3),
+        "top_k": top_k,
+        "top_p": top_p,
+    }
