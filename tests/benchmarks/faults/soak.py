@@ -13,13 +13,17 @@ import numpy as np
 from siserve.client import AsyncClient, Client, ClientError
 
 from .flood import peak_of
-from .load import Outcome, codes, open_loop, p
+from .load import Outcome, closed_loop, codes, open_loop, p
 from .server import Served, serving
 from .trial import Setting, Verdict
 
 __all__ = ["clock", "soak"]
 
 _EVERY_S = 5.0
+#: Responses of a call and callers at a time that fill all workers' batches in every way.
+_BATCHES = {64: 8, 20: 16, 3: 32}
+#: Callers that fill the queue of a server with calls of five responses, and more.
+_MOST_CALLS = 512
 _DIALOG = [("A", "do you have any pets")]
 
 
@@ -34,27 +38,43 @@ class _Sample:
 
 
 def soak(setting: Setting) -> Verdict:
-    """Four fifths of the peak for half an hour, of every kind and length."""
+    """Four fifths of the peak for half an hour, of every kind and length.
+
+    First come the largest batches and the longest queue that there can be. onnxruntime and malloc
+    keep what the largest so far took, and of this load alone all workers have a full batch at once
+    only now and then: a step of some 20 MiB, at any time, through which a line looks like a leak.
+    A leak grows after them as before.
+    """
     seconds = 60 * setting.minutes
     with serving(setting) as server:
+        asyncio.run(_fill(server.address))
+        server.wait_idle()
         rate = 0.8 * peak_of(server.address, 10)
         samples, outcomes, others = asyncio.run(_soak(server, rate, seconds))
         failed = server.answered("INTERNAL") + server.answered("UNKNOWN")
     settled = [s for s in samples if s.at >= max(60.0, seconds / 4)] or samples[len(samples) // 4 :]
-    minutes = np.array([s.at / 60 for s in settled])
-    slope = float(np.polyfit(minutes, [s.mib for s in settled], 1)[0])
-    size = float(np.mean([s.mib for s in settled]))
+    minutes, sizes = np.array([s.at / 60 for s in settled]), [s.mib for s in settled]
+    slope = float(np.polyfit(minutes, sizes, 1)[0])
+    size = float(np.mean(sizes))
     threads, files = {s.threads for s in settled}, [s.files for s in settled]
     told = (
         f"{seconds / 60:.1f} min at {rate:.0f} a second: {codes(outcomes)}, p50 "
         f"{p(0.5, outcomes):.0f} ms, p99 {p(0.99, outcomes):.0f} ms; beside them {dict(others)}; "
-        f"{size:.0f} MiB, slope {slope:+.3f} MiB a minute ({60 * slope / size:+.1%} an hour) over "
-        f"the last {minutes[-1] - minutes[0]:.1f} min; threads {sorted(threads)}, descriptors "
-        f"{min(files)} to {max(files)}; {failed:.0f} INTERNAL or UNKNOWN"
+        f"{min(sizes):.0f} to {max(sizes):.0f} MiB, slope {slope:+.3f} MiB a minute "
+        f"({60 * slope / size:+.1%} an hour) over the last {minutes[-1] - minutes[0]:.1f} min; "
+        f"threads {sorted(threads)}, descriptors {min(files)} to {max(files)}; "
+        f"{failed:.0f} INTERNAL or UNKNOWN"
     )
     holds = slope * 30 < 0.02 * size and len(threads) == 1 and max(files) - min(files) <= 4
     holds = holds and not failed and {o.code for o in outcomes} <= {"OK", "RESOURCE_EXHAUSTED"}
     return Verdict(holds, "growth < 2 % in 30 min, threads and descriptors constant", told)
+
+
+async def _fill(address: str) -> None:
+    """Have batches of every size up to the largest in all workers at once, then a full queue."""
+    crowd = (closed_loop(address, callers, 20, n) for n, callers in _BATCHES.items())
+    await asyncio.gather(*crowd)
+    await closed_loop(address, _MOST_CALLS, 10)
 
 
 async def _soak(
