@@ -108,6 +108,8 @@ static unsigned __float_as_uint(float value) {
   return bits;
 }
 
+static float power_of_two(float value) { return std::exp2(value); }
+
 // Round to TF32 unless products are in float32.
 static float as_factor(float value) {
   if (EXACT) return value;

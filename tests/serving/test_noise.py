@@ -83,3 +83,16 @@ def test_normals_are_standard_and_independent():
     correlations = np.corrcoef(drawn[:, :40], rowvar=False) - np.eye(40)
     assert np.abs(correlations).max() < 5.5 / math.sqrt(len(drawn))
     assert np.isfinite(drawn).all()
+
+
+@pytest.mark.parametrize("responses", [0, 1, 1000])
+def test_many_responses_get_the_numbers_that_each_gets_alone(responses):
+    index = np.arange(responses)
+    seeds = index.astype(np.uint64) % 3
+    drawn = uniforms(seeds, index, 3, 40)
+    latents, first = normals_and_uniforms(seeds, index, 200, 40)
+    assert drawn.shape == first.shape == (40, responses) and latents.shape == (responses, 200)
+    for one in index[::97]:
+        alone = index[one : one + 1]
+        assert np.array_equal(drawn[:, [one]], uniforms(int(seeds[one]), alone, 3, 40))
+        assert np.array_equal(latents[[one]], normals(int(seeds[one]), alone, 200))

@@ -19,6 +19,7 @@ _KEY_STEPS = np.array([0x9E3779B9, 0xBB67AE85], dtype=np.uint64)
 _ROUNDS = np.arange(10, dtype=np.uint64)[:, None] * _KEY_STEPS  # (10, 2)
 _LOW = np.uint64(0xFFFFFFFF)
 _HALF = np.uint64(32)
+_AT_ONCE = 1 << 14  # counters that are mixed together
 
 Words = NDArray[np.uint64]
 
@@ -128,7 +129,15 @@ def _draw(
     even[0], even[1] = first, purposes
     odd = np.zeros((2, len(responses), 1), np.uint64)
     odd[0, :, 0] = responses
-    return _mix(even, odd, seed if isinstance(seed, int) else seed[:, None])
+    size = max(1, _AT_ONCE // max(1, len(first)))  # a round's arrays stay in the cache
+    parts = [
+        _mix(even, odd[:, rows], seed if isinstance(seed, int) else seed[rows, None])
+        for rows in (slice(at, at + size) for at in range(0, max(1, len(responses)), size))
+    ]
+    if len(parts) == 1:
+        return parts[0]
+    evens, odds = zip(*parts, strict=True)
+    return np.concatenate(evens, axis=1), np.concatenate(odds, axis=1)
 
 
 def _mix(even: Words, odd: Words, seed: Seeds) -> tuple[Words, Words]:

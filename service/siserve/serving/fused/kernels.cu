@@ -19,7 +19,8 @@ constexpr int SLICES = UNITS / 8;
 constexpr int UNIT_TILES = UNITS / 16;
 constexpr int BLOCK = 64;  // words whose masses are added up before the choice
 constexpr int BLOCKS = WORDS / BLOCK;
-constexpr float LOWEST = -1e30f;
+constexpr float LOWEST = -1e30f;  // logit of a word that may not be said, and bias of spare places
+constexpr float LOG2_E = 1.44269504f;
 constexpr float BELOW_ONE = 1.0f - 1.0f / (1 << 20);  // keeps u * total below the total
 constexpr float LEAST_TEMPERATURE = 1e-5f;
 constexpr unsigned ALL = 0xffffffffu;
@@ -165,29 +166,42 @@ extern "C" __global__ void gru_of_many(const int *tokens, const float4 *kernel,
   gru<4>(tokens, kernel, of_words, bias, states, following, rows);
 }
 
+// What bars the words of a block that a lane holds, all but END, when it is added to their logits.
+__device__ __forceinline__ void bar(float (&barred)[8], int block) {
+#pragma unroll
+  for (int at = 0; at < 8; ++at) {
+    int word = BLOCK * block + 8 * at + ((threadIdx.x & 31) >> 2);
+    barred[at] = MAY_NEVER_BE_SAID(word) ? LOWEST : 0.0f;
+  }
+}
+
 // Keep the logits of a block of words and their masses for eight rows. A warp calls it with the
 // results of the block's four tiles.
-__device__ __forceinline__ void keep(const float (&logits)[4][4], int block, int row_tile,
-                                     const int *tokens, const float *temperatures, float *kept,
-                                     Mass *masses) {
+__device__ __forceinline__ void keep(const float (&logits)[4][4], const float (&barred)[8],
+                                     int block, int row_tile, const int *tokens,
+                                     const float *temperatures, float *kept, Mass *masses) {
   int lane = threadIdx.x & 31, group = lane >> 2;
 #pragma unroll
   for (int side = 0; side < 2; ++side) {
     int row = 8 * row_tile + 2 * (lane & 3) + side;
-    bool starts = tokens[row] == START;
-    float stretch = stretch_of(temperatures[row]);
-    float values[8], open[8];
+    float stretch = LOG2_E * stretch_of(temperatures[row]);
+    float *own = kept + (size_t)row * WORDS + BLOCK * block + group;
+    float open[8];
     Mass mass = {LOWEST, 0.0f, LOWEST, 0.0f};
 #pragma unroll
     for (int at = 0; at < 8; ++at) {
-      int word = BLOCK * block + 16 * (at >> 1) + 8 * (at & 1) + group;
-      bool is_open = word < VOCABULARY && !MAY_NEVER_BE_SAID(word) && !(starts && word == END);
-      values[at] = word < VOCABULARY ? logits[at >> 1][side + 2 * (at & 1)] : LOWEST;
-      open[at] = is_open ? values[at] : LOWEST;
-      kept[(size_t)row * WORDS + word] = values[at];
-      mass.largest = fmaxf(mass.largest, values[at]);
-      mass.open_largest = fmaxf(mass.open_largest, open[at]);
+      float logit = logits[at >> 1][side + 2 * (at & 1)];
+      own[8 * at] = logit;
+      open[at] = logit + barred[at];
+      mass.largest = fmaxf(mass.largest, logit);
     }
+    if (block == END / BLOCK && tokens[row] == START) {
+#pragma unroll
+      for (int at = 0; at < 8; ++at)
+        if (BLOCK * block + 8 * at + group == END) open[at] = LOWEST;
+    }
+#pragma unroll
+    for (int at = 0; at < 8; ++at) mass.open_largest = fmaxf(mass.open_largest, open[at]);
 #pragma unroll
     for (int far = 4; far < 32; far *= 2) {
       mass.largest = fmaxf(mass.largest, __shfl_xor_sync(ALL, mass.largest, far));
@@ -196,8 +210,9 @@ __device__ __forceinline__ void keep(const float (&logits)[4][4], int block, int
     // In a block without any open word every term is 1; such a mass comes to 0 beside others.
 #pragma unroll
     for (int at = 0; at < 8; ++at) {
-      mass.sum += expf(values[at] - mass.largest);
-      mass.open_sum += expf((open[at] - mass.open_largest) * stretch);
+      float logit = logits[at >> 1][side + 2 * (at & 1)];
+      mass.sum += power_of_two((logit - mass.largest) * LOG2_E);
+      mass.open_sum += power_of_two((open[at] - mass.open_largest) * stretch);
     }
 #pragma unroll
     for (int far = 4; far < 32; far *= 2) {
@@ -232,7 +247,9 @@ extern "C" __global__ void output_of_few(const int *tokens, const float *tempera
   float logits[4][4];
   for (int each = 0; each < 4; ++each)
     for (int at = 0; at < 4; ++at) logits[each][at] = shared[each][at][lane];
-  keep(logits, blockIdx.x, blockIdx.y, tokens, temperatures, kept, masses);
+  float barred[8];
+  bar(barred, blockIdx.x);
+  keep(logits, barred, blockIdx.x, blockIdx.y, tokens, temperatures, kept, masses);
 }
 
 // The output layer for many rows: two blocks of words and 128 rows a block of eight warps, which have
@@ -305,9 +322,12 @@ extern "C" __global__ void __launch_bounds__(256, 2)
 #pragma unroll
       for (int tile = 0; tile < 4; ++tile) sums[tile][words][at] += own;
     }
+  float barred[8];
+  bar(barred, block);
 #pragma unroll
   for (int tile = 0; tile < 4; ++tile)
-    keep(sums[tile], block, first_row_tile + own_rows + tile, tokens, temperatures, kept, masses);
+    keep(sums[tile], barred, block, first_row_tile + own_rows + tile, tokens, temperatures, kept,
+         masses);
 }
 
 __device__ __forceinline__ float largest_of(float value) {

@@ -18,6 +18,7 @@ Floats = NDArray[np.float32]
 _TILE = 16  # rows of a tensor core's tile of weights
 _SLICE = 8  # numbers that it adds up at once
 _WORDS = 128  # of a block of threads
+_LOWEST = np.float32(-1e30)  # of a word that is not there
 _LARGEST_CONDITION = 1536  # numbers of [c z]; eight rows of them lie in 48 KiB of shared memory
 
 
@@ -41,7 +42,7 @@ class Layout:
         gates: the matrix by which the last state enters the gates, (3 U, U), in tiles.
         candidate_bias: of that product, (U,).
         output: the output layer's matrix, (W, U), in tiles.
-        output_bias: (W,).
+        output_bias: (W,), very negative where there is no word.
     """
 
     constants: Mapping[str, int]
@@ -102,7 +103,9 @@ class Layout:
             gates=_in_tiles(_filled(recurrent, 3, padded, padded).reshape(-1, padded), is_exact),
             candidate_bias=_filled(w["decoder.gru.bias_hh"][2 * units :], padded),
             output=_in_tiles(_filled(w["decoder.out.kernel"].T, words, padded), is_exact),
-            output_bias=_filled(w["decoder.out.bias"], words),
+            output_bias=np.pad(
+                w["decoder.out.bias"], (0, words - sizes.vocabulary), constant_values=_LOWEST
+            ),
         )
 
     def definitions(self) -> str:

@@ -19,6 +19,13 @@ __device__ __forceinline__ void multiply_add_rounded(float (&sum)[4], const floa
         "r"(__float_as_uint(state.x)), "r"(__float_as_uint(state.y)));
 }
 
+// 2 to the power of a number, to two units in the last place.
+__device__ __forceinline__ float power_of_two(float value) {
+  float power;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(value));
+  return power;
+}
+
 #if EXACT
 
 __device__ __forceinline__ float as_factor(float value) { return value; }
