@@ -85,7 +85,7 @@ def test_normals_are_standard_and_independent():
     assert np.isfinite(drawn).all()
 
 
-@pytest.mark.parametrize("responses", [0, 1, 1000])
+@pytest.mark.parametrize("responses", [1, 1000])
 def test_many_responses_get_the_numbers_that_each_gets_alone(responses):
     index = np.arange(responses)
     seeds = index.astype(np.uint64) % 3

@@ -105,7 +105,7 @@ async def _vary(client: AsyncClient, others: Counter[str]) -> None:
     dice = random.Random(9)
     while True:
         n, turns = dice.choice((1, 3, 20, 64)), dice.randint(1, 60)
-        dialog = [("AB"[i % 2], "well " * dice.randint(0, 30)) for i in range(turns)]
+        dialog = [("AB"[i % 2], "well " * dice.randint(1, 30)) for i in range(turns)]
         try:
             kind = dice.choice(("generate", "stream", "vary", "score", "give up"))
             if kind == "generate":
