@@ -26,7 +26,7 @@ from siserve.bundle.errors import UsageError
 from siserve.bundle.verify import open_bundle
 from siserve.serving.models import embedded_bundle
 from siserve.serving.recorded import RecordedDecoder
-from siserve.serving.sessions import load_sessions
+from siserve.serving.sessions import Sessions, load_sessions
 
 _STEPS = 40
 
@@ -63,6 +63,12 @@ def main() -> int:
     return 0 if held else 1
 
 
+def _kind(sessions: Sessions) -> str:
+    if not isinstance(sessions.decoder, RecordedDecoder):
+        return "loop"
+    return "fused" if sessions.decoder.is_fused else "recorded"
+
+
 def measure(rows: list[int], rounds: int) -> list[dict[str, Any]]:
     """Measure every decoder at every number of rows.
 
@@ -71,12 +77,8 @@ def measure(rows: list[int], rounds: int) -> list[dict[str, Any]]:
     """
     bundle = open_bundle(embedded_bundle())
     exact, rounded = (load_sessions(bundle, "cuda", 1, asked) for asked in ("fp32", "auto"))
-    is_fused = isinstance(rounded.decoder, RecordedDecoder) and rounded.decoder.is_fused
-    ways = {
-        "loop, fp32": replace(exact, decoder=exact.exact_decoder),
-        "recorded, fp32": exact,
-        f"{'fused' if is_fused else 'recorded'}, {rounded.precision}": rounded,
-    }
+    ways = {"loop, fp32": replace(exact, decoder=exact.exact_decoder)}
+    ways |= {f"{_kind(told)}, {told.precision}": told for told in (exact, rounded)}
     records = []
     for count in rows:
         decoders = {name: Decoding(told, bundle.manifest, count) for name, told in ways.items()}
