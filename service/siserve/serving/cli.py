@@ -105,7 +105,10 @@ def serve(
     workers: Annotated[
         int,
         typer.Option(
-            min=0, max=256, envvar="SISERVE_WORKERS", help="Decode at once; 0 = one a core."
+            min=0,
+            max=256,
+            envvar="SISERVE_WORKERS",
+            help="Decode at once; 0 = one a core, on CUDA at most 4.",
         ),
     ] = 0,
     rpc_processes: Annotated[

@@ -34,8 +34,8 @@ class EngineOptions:
     """How much the engine takes on at once.
 
     Attributes:
-        workers: threads that decode, each with rows of its own; 0 = one for each core, which
-            whoever makes an engine settles.
+        workers: threads that decode, each with rows of its own; 0 = one for each core, on CUDA a
+            few, which whoever makes an engine settles.
         max_queue_rows: most rows that wait, unless one job alone takes more.
         max_rows: most rows in flight in a worker, unless one job alone takes more.
         chunk_steps: steps between two looks at who is done and who waits; None = as the decoder

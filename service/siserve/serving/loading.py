@@ -23,6 +23,9 @@ __all__ = ["load_model"]
 
 #: Of the golden log-probabilities in 8-bit integers: enough to tell rounding from another model.
 _INT8_TOLERANCE = 0.1
+#: Workers on CUDA, if nobody says how many: one decodes while the others encode, and more than a
+#: few hinder each other in Python.
+_MOST_ON_CUDA = 4
 
 
 def load_model(
@@ -44,7 +47,8 @@ def load_model(
     context_text = _load_context_text(bundle) or text
     threads = placement.threads_beside(options.workers)
     sessions = load_sessions(bundle, placement.device, threads, placement.precision)
-    workers = options.workers or (1 if sessions.device == "cuda" else usable_cores())
+    cores = usable_cores()
+    workers = options.workers or (min(_MOST_ON_CUDA, cores) if sessions.device == "cuda" else cores)
     _check_golden(sessions, manifest, context_text)
     engine = Engine(sessions, manifest, replace(options, workers=workers), observer)
     return DialogModel(
