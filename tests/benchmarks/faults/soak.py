@@ -24,6 +24,8 @@ _EVERY_S = 5.0
 _BATCHES = {64: 8, 20: 16, 3: 32}
 #: Callers that fill the queue of a server with calls of five responses, and more.
 _MOST_CALLS = 512
+#: Callers of all else at a time, which share its largest batches too.
+_VARIED = 8
 _DIALOG = [("A", "do you have any pets")]
 
 
@@ -40,10 +42,10 @@ class _Sample:
 def soak(setting: Setting) -> Verdict:
     """Four fifths of the peak for half an hour, of every kind and length.
 
-    First come the largest batches and the longest queue that there can be. onnxruntime and malloc
-    keep what the largest so far took, and of this load alone all workers have a full batch at once
-    only now and then: a step of some 20 MiB, at any time, through which a line looks like a leak.
-    A leak grows after them as before.
+    First come the largest batches of every graph and the longest queue that there can be.
+    onnxruntime and malloc keep what the largest so far took, and of this load alone all workers
+    have a full batch at once only now and then: a step of some 20 MiB, at any time, through which a
+    line looks like a leak. A leak grows after them as before.
     """
     seconds = 60 * setting.minutes
     with serving(setting) as server:
@@ -71,10 +73,19 @@ def soak(setting: Setting) -> Verdict:
 
 
 async def _fill(address: str) -> None:
-    """Have batches of every size up to the largest in all workers at once, then a full queue."""
-    crowd = (closed_loop(address, callers, 20, n) for n, callers in _BATCHES.items())
-    await asyncio.gather(*crowd)
-    await closed_loop(address, _MOST_CALLS, 10)
+    """Have batches of every size up to the largest in all workers at once, then a full queue.
+
+    Beside them several ask for all that `_vary` does.
+    """
+    async with AsyncClient(address, 60) as client:
+        varied = [asyncio.create_task(_vary(client, Counter(), seed)) for seed in range(_VARIED)]
+        crowd = (closed_loop(address, callers, 20, n) for n, callers in _BATCHES.items())
+        await asyncio.gather(*crowd)
+        await closed_loop(address, _MOST_CALLS, 10)
+        await asyncio.sleep(20)  # without the crowd they get further
+        for task in varied:
+            task.cancel()
+        await asyncio.gather(*varied, return_exceptions=True)
 
 
 async def _soak(
@@ -100,9 +111,9 @@ async def _soak(
     return samples, outcomes, others
 
 
-async def _vary(client: AsyncClient, others: Counter[str]) -> None:
+async def _vary(client: AsyncClient, others: Counter[str], seed: int = 9) -> None:
     """Ask now and then for all else that a server does, and give some of it up."""
-    dice = random.Random(9)
+    dice = random.Random(seed)
     while True:
         n, turns = dice.choice((1, 3, 20, 64)), dice.randint(1, 60)
         dialog = [("AB"[i % 2], "well " * dice.randint(1, 30)) for i in range(turns)]
