@@ -5,6 +5,7 @@ import onnxruntime
 import pytest
 import safetensors.numpy
 from bundle_factory import tiny_bundle
+from cpu_machine import COMPILER, CpuMachine
 from siserve.bundle import open_bundle
 from siserve.bundle.tensors import UNROLLED_STEPS, WEIGHTS_FILE
 from siserve.serving.engine import Engine, EngineOptions
@@ -14,7 +15,6 @@ from siserve.serving.fused.tapes import fused_tapes, kernel_source
 from siserve.serving.recorded import RecordedDecoder
 from siserve.serving.sessions import load_sessions
 
-from .cpu_machine import COMPILER, CpuMachine
 from .test_engine import Records, generate, replaced, varied_job
 from .test_recorded import chunk
 
