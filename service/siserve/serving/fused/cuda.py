@@ -9,8 +9,12 @@ from importlib import resources
 from typing import Any
 
 import numpy as np
-from cuda.bindings import driver, nvrtc
 from numpy.typing import NDArray
+
+try:
+    from cuda.bindings import driver, nvrtc
+except ImportError:  # they come with siserve[gpu]
+    driver = nvrtc = None
 
 __all__ = ["CudaError", "CudaMachine"]
 
@@ -41,10 +45,13 @@ class CudaMachine:
         definitions, kernels: as `kernel_source` gives them.
 
     Raises:
-        CudaError: if there is no such device, it is too old, or the source does not compile.
+        CudaError: if there is no such device, it is too old, the source does not compile, or the
+            bindings are not installed.
     """
 
     def __init__(self, definitions: str, kernels: str) -> None:
+        if driver is None:
+            raise CudaError("cuda-bindings is not installed; pip install 'siserve[gpu]' brings it")
         _call(driver.cuInit, 0)
         self._device = _call(driver.cuDeviceGet, 0)
         self._context = _call(driver.cuDevicePrimaryCtxRetain, self._device)

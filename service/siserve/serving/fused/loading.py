@@ -9,6 +9,7 @@ import numpy as np
 from siserve.bundle.manifest import Manifest
 from siserve.bundle.tensors import UNROLLED_STEPS, WEIGHTS_FILE
 from siserve.bundle.verify import Bundle
+from siserve.serving.fused.cuda import CudaMachine
 from siserve.serving.fused.layout import Layout, NotFused
 from siserve.serving.fused.tapes import Machine, fused_tapes, kernel_source
 from siserve.serving.graphs import AnyArray, Runs
@@ -47,17 +48,13 @@ def load_fused(
     """
     try:
         import safetensors.numpy
-
-        if make_machine is None:
-            from siserve.serving.fused.cuda import CudaMachine
-
-            make_machine = CudaMachine
     except ImportError as error:
         raise NotFused(f"{error}; pip install 'siserve[gpu]' brings it") from None
     weights = safetensors.numpy.load_file(bundle.file(WEIGHTS_FILE))
     layout = Layout.of(weights, bundle.manifest, is_exact)
     try:
-        tapes = fused_tapes(make_machine(*kernel_source(layout)), layout, counts)
+        machine = (make_machine or CudaMachine)(*kernel_source(layout))
+        tapes = fused_tapes(machine, layout, counts)
         fused = RecordedDecoder(tapes, other, bundle.manifest.tokens, is_fused=True)
         _hold_against(fused, other, bundle.manifest)
     except RuntimeError as error:  # CudaError, and what the bindings raise without CUDA's libraries
