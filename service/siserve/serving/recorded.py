@@ -2,8 +2,8 @@
 
 A replay costs one launch instead of some hundred, but shapes and addresses must stay. So rows are
 filled up to one of a few counts, each of which has a tape. Rows that no tape can decode (forced
-ones, top-k, top-p) go through the decoder with a loop, whoever is beside them, so that a row's way
-depends on its own request alone.
+ones, and those with top-k or top-p unless the tapes narrow) go through the decoder with a loop,
+whoever is beside them, so that a row's way depends on its own request alone.
 
 A tape of `session_tapes` is a recording of decoder_unrolled.onnx, which onnxruntime makes; one of
 `siserve.serving.fused` a recording of kernels of our own.

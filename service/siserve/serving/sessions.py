@@ -130,7 +130,7 @@ def load_sessions(
         device: auto takes CUDA where it works and says why if it does not.
         threads: CPU threads of one run.
         precision: of the decoder that draws responses; auto is int8 on a CPU, if the bundle holds
-            a decoder in 8-bit integers, and TF32 on CUDA, if it holds an unrolled one.
+            a decoder in 8-bit integers, and TF32 on CUDA, if its decoder can be recorded.
 
     Raises:
         UsageError: if device or precision cannot be had; the message says why.
