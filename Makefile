@@ -88,13 +88,14 @@ clean: ## remove the environments and caches
 	rm -rf .venv .venv-serve .venv-protoc .venv-deploy .cache .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 
 # A stamp is touched last, so an installation that was broken off is done again.
-.venv-serve/.ready: pyproject.toml requirements/constraints.txt
+KERNELS = hatch_build.py service/siserve/serving/fused/steps.cpp
+.venv-serve/.ready: pyproject.toml requirements/constraints.txt $(KERNELS)
 	@echo "setting up .venv-serve (to serve; no torch)"
 	@test -x .venv-serve/bin/python || "$(PYTHON)" -m venv .venv-serve
 	@.venv-serve/bin/python $(PIP_INSTALL) --editable '.[cpu]'
 	@touch $@
 
-.venv/.ready: pyproject.toml requirements/constraints.txt
+.venv/.ready: pyproject.toml requirements/constraints.txt $(KERNELS)
 	@echo "setting up .venv (to train, test and lint)"
 	@test -x .venv/bin/python || "$(PYTHON)" -m venv .venv
 	@.venv/bin/python $(PIP_INSTALL) --editable '.[cpu,train,otel,dev]'

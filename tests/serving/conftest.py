@@ -35,6 +35,12 @@ def sessions(bundle: Path) -> Sessions:
     return load_sessions(open_bundle(bundle), "cpu", 1)
 
 
+@pytest.fixture(scope="session")
+def graphs(bundle: Path) -> Sessions:
+    """The model as onnxruntime runs it, decoder included."""
+    return load_sessions(open_bundle(bundle), "cpu", 1, kernels="off")
+
+
 @dataclass
 class RunningServer:
     """A `siserve serve` of its own, with what it printed."""

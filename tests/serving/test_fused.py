@@ -3,17 +3,18 @@
 import numpy as np
 import onnxruntime
 import pytest
-import safetensors.numpy
 from bundle_factory import tiny_bundle
 from cpu_machine import COMPILER, CpuMachine
 from siserve.bundle import open_bundle
-from siserve.bundle.tensors import UNROLLED_STEPS, WEIGHTS_FILE
+from siserve.bundle.tensors import UNROLLED_STEPS
 from siserve.serving.engine import Engine, EngineOptions
 from siserve.serving.fused.layout import Layout
 from siserve.serving.fused.loading import NotFused, load_fused
 from siserve.serving.fused.tapes import fused_tapes, kernel_source
+from siserve.serving.fused.weights import DecoderWeights
 from siserve.serving.recorded import RecordedDecoder
 from siserve.serving.sessions import load_sessions
+from wide_decoder import Wide, weights_of
 
 from .test_engine import Records, generate, replaced, varied_job
 from .test_recorded import chunk
@@ -26,20 +27,18 @@ def on_cpu(folder):
 
 
 @pytest.fixture(scope="module")
-def fused(bundle, sessions, tmp_path_factory):
+def fused(bundle, graphs, tmp_path_factory):
     """In TF32."""
     machine = on_cpu(tmp_path_factory.mktemp("kernels"))
-    return load_fused(
-        open_bundle(bundle), sessions.exact_decoder, (8, 16, 32), make_machine=machine
-    )
+    return load_fused(open_bundle(bundle), graphs.exact_decoder, (8, 16, 32), make_machine=machine)
 
 
 @pytest.fixture(scope="module")
-def exact(bundle, sessions, tmp_path_factory):
+def exact(bundle, graphs, tmp_path_factory):
     """In float32, with a stand-in that can decode nothing for what goes another way."""
     machine = on_cpu(tmp_path_factory.mktemp("exact"))
     decoder = load_fused(
-        open_bundle(bundle), sessions.exact_decoder, (8, 32), is_exact=True, make_machine=machine
+        open_bundle(bundle), graphs.exact_decoder, (8, 32), is_exact=True, make_machine=machine
     )
     decoder._other = None  # type: ignore[assignment]
     return decoder
@@ -48,15 +47,11 @@ def exact(bundle, sessions, tmp_path_factory):
 BY_STEP = ("uniform", "forced")
 
 
-def weights_of(bundle):
-    return safetensors.numpy.load_file(bundle / WEIGHTS_FILE)
-
-
 @pytest.mark.parametrize("rows", [1, 8, 9, 16, 31])
-def test_any_number_of_rows_gets_what_the_loop_gives(fused, sessions, manifest, rows):
+def test_any_number_of_rows_gets_what_the_loop_gives(fused, graphs, manifest, rows):
     inputs = chunk(manifest, np.random.default_rng(rows), rows)
     tokens, log_probs, states = fused.run(inputs)
-    expected = sessions.exact_decoder.run(inputs)
+    expected = graphs.exact_decoder.run(inputs)
     is_same = (tokens == expected[0]).all(axis=0)
     assert is_same.mean() >= 0.9
     assert np.allclose(log_probs[:, is_same], expected[1][:, is_same], atol=0.02)
@@ -65,10 +60,10 @@ def test_any_number_of_rows_gets_what_the_loop_gives(fused, sessions, manifest, 
 
 
 @pytest.mark.parametrize("rows", [5, 29])
-def test_in_float32_it_gives_just_that(exact, sessions, manifest, rows):
+def test_in_float32_it_gives_just_that(exact, graphs, manifest, rows):
     inputs = chunk(manifest, np.random.default_rng(rows), rows)
     tokens, log_probs, states = exact.run(inputs)
-    expected = sessions.exact_decoder.run(inputs)
+    expected = graphs.exact_decoder.run(inputs)
     assert np.array_equal(tokens, expected[0])
     assert np.allclose(log_probs, expected[1], atol=1e-5)
     goes_on = tokens[-1] != manifest.tokens.end
@@ -79,13 +74,13 @@ def test_in_float32_it_gives_just_that(exact, sessions, manifest, rows):
     ("top_k", "top_p"), [(1, 1), (3, 1), (500, 1), (0, 0.9), (0, 1e-6), (20, 0.5), (4, 0.99)]
 )
 def test_rows_that_draw_among_few_words_get_what_the_loop_gives(
-    exact, sessions, manifest, top_k, top_p
+    exact, graphs, manifest, top_k, top_p
 ):
     inputs = chunk(manifest, np.random.default_rng(top_k), 6)
     inputs["top_k"][1:], inputs["top_p"][1:] = top_k, top_p  # the first row draws among all
     inputs["temperature"][:5] = 1.5
     tokens, log_probs, _ = exact.run(inputs)
-    expected = sessions.exact_decoder.run(inputs)
+    expected = graphs.exact_decoder.run(inputs)
     assert np.array_equal(tokens, expected[0])
     assert np.allclose(log_probs, expected[1], atol=1e-5)
 
@@ -106,11 +101,11 @@ def test_a_rows_bits_depend_on_no_neighbour_and_no_number_of_rows(fused, manifes
         assert np.array_equal(states[mine], expected[2])
 
 
-def test_an_engine_answers_by_it_as_by_the_other(fused, sessions, manifest):
+def test_an_engine_answers_by_it_as_by_the_other(fused, graphs, manifest):
     said = []
-    for decoder in (fused, sessions.exact_decoder):
+    for decoder in (fused, graphs.exact_decoder):
         options = EngineOptions(workers=2, chunk_steps=UNROLLED_STEPS)
-        engine = Engine(replaced(sessions, decoder=decoder), manifest, options, Records())
+        engine = Engine(replaced(graphs, decoder=decoder), manifest, options, Records())
         engine.start()
         jobs = [generate(engine, varied_job(manifest, seed)) for seed in range(12)]
         said.append([row.tokens for job in jobs for row in job.rows])
@@ -119,73 +114,10 @@ def test_an_engine_answers_by_it_as_by_the_other(fused, sessions, manifest):
     assert np.mean(same) >= 0.9
 
 
-class Wide:
-    """A decoder with more words and units than a block of threads takes, and what is right."""
-
-    VOCABULARY, UNITS = 300, 24
-    FAVOURITE = 1  # <unk>, which no response may hold
-
-    def __init__(self, manifest, rng):
-        def draw(*shape, scale):
-            return (scale * rng.standard_normal(shape)).astype(np.float32)
-
-        sizes = manifest.sizes.model_copy(
-            update={"vocabulary": self.VOCABULARY, "state": self.UNITS}
-        )
-        self.manifest = manifest.model_copy(update={"sizes": sizes})
-        width, units = sizes.word_embedding, self.UNITS
-        self.weights = {
-            "embedding.weight": draw(self.VOCABULARY, width, scale=1),
-            "decoder.gru.kernel_ih": draw(width, 3 * units, scale=0.3),
-            "decoder.gru.kernel_hh": draw(units, 3 * units, scale=0.3),
-            "decoder.gru.bias_ih": draw(3 * units, scale=0.3),
-            "decoder.gru.bias_hh": draw(3 * units, scale=0.3),
-            "decoder.init.kernel": draw(sizes.context + sizes.latent, units, scale=0.2),
-            "decoder.init.bias": draw(units, scale=0.2),
-            "decoder.out.kernel": draw(units, self.VOCABULARY, scale=1),
-            "decoder.out.bias": draw(self.VOCABULARY, scale=1),
-        }
-        self.weights["decoder.out.bias"][self.FAVOURITE] = 14.0
-
-    def run(self, inputs):
-        w, tokens = self.weights, self.manifest.tokens
-        first = np.concatenate([inputs["c"], inputs["z"]], 1) @ w["decoder.init.kernel"]
-        is_start = inputs["token"] == tokens.start
-        state = np.where(is_start[:, None], first + w["decoder.init.bias"], inputs["state"])
-        token, said, told = inputs["token"], [], []
-        for uniform in inputs["uniform"]:
-            x = w["embedding.weight"][token] @ w["decoder.gru.kernel_ih"] + w["decoder.gru.bias_ih"]
-            h = state @ w["decoder.gru.kernel_hh"] + w["decoder.gru.bias_hh"]
-            (x_r, x_z, x_n), (h_r, h_z, h_n) = np.split(x, 3, 1), np.split(h, 3, 1)
-            r, z = 1 / (1 + np.exp(-x_r - h_r)), 1 / (1 + np.exp(-x_z - h_z))
-            n = np.tanh(x_n + r * h_n)
-            state = n + z * (state - n)
-            logits = (state @ w["decoder.out.kernel"] + w["decoder.out.bias"]).astype(np.float64)
-            chosen = self._choose(logits, token, uniform, inputs["temperature"])
-            top = logits.max(1, keepdims=True)
-            log_total = top[:, 0] + np.log(np.exp(logits - top).sum(1))
-            has_ended = token == tokens.end
-            log_prob = logits[np.arange(len(token)), chosen] - log_total
-            token = np.where(has_ended, tokens.end, chosen)
-            said.append(token)
-            told.append(np.where(has_ended, 0, log_prob))
-        return np.stack(said), np.stack(told), state
-
-    def _choose(self, logits, last, uniform, temperature):
-        tokens, open_logits = self.manifest.tokens, logits.copy()
-        open_logits[:, [tokens.pad, tokens.unk, tokens.start, tokens.dialog_start]] = -np.inf
-        open_logits[last == tokens.start, tokens.end] = -np.inf
-        greedy = open_logits.argmax(1)
-        stretched = open_logits / np.where(temperature > 0, temperature, 1)[:, None]
-        masses = np.exp(stretched - stretched.max(1, keepdims=True)).cumsum(1)
-        drawn = (masses <= uniform[:, None] * masses[:, -1:]).sum(1)
-        return np.where(temperature > 0, drawn, greedy)
-
-
 @pytest.fixture(scope="module")
 def wide(manifest, tmp_path_factory):
     model = Wide(manifest, np.random.default_rng(0))
-    layout = Layout.of(model.weights, model.manifest)
+    layout = Layout.of(model.decoder_weights, model.manifest)
     machine = CpuMachine(*kernel_source(layout), tmp_path_factory.mktemp("wide"))
     tapes = fused_tapes(machine, layout, (16, 160))
     return model, RecordedDecoder(tapes, model, model.manifest.tokens)
@@ -219,7 +151,7 @@ def test_of_equally_likely_words_a_greedy_row_says_the_first(manifest, tmp_path)
     model = Wide(manifest, np.random.default_rng(2))
     model.weights["decoder.out.kernel"][:, [70, 200]] = 0
     model.weights["decoder.out.bias"][[70, 200]] = 50
-    layout = Layout.of(model.weights, model.manifest)
+    layout = Layout.of(model.decoder_weights, model.manifest)
     (tape,) = fused_tapes(CpuMachine(*kernel_source(layout), tmp_path), layout, (8,)).values()
     inputs = chunk(model.manifest, np.random.default_rng(3), 8)
     inputs["temperature"][:], inputs["token"][:] = 0, 9
@@ -248,13 +180,17 @@ def without(weights, name):
 )
 def test_another_decoder_is_refused_by_name(bundle, manifest, change, reason):
     with pytest.raises(NotFused, match=reason):
-        Layout.of(change(weights_of(bundle)), manifest)
+        DecoderWeights.of(change(weights_of(bundle)), manifest)
+
+
+def laid_out(weights, manifest):
+    return Layout.of(DecoderWeights.of(weights, manifest), manifest)
 
 
 def test_a_first_state_that_is_told_by_c_alone_or_is_z_and_c_is_laid_out(bundle, manifest):
     weights, sizes = weights_of(bundle), manifest.sizes
     of_c = {**weights, "decoder.init.kernel": weights["decoder.init.kernel"][: sizes.context]}
-    laid = Layout.of(of_c, manifest).first_kernel
+    laid = laid_out(of_c, manifest).first_kernel
     assert laid.shape == (sizes.context + sizes.latent, 16) and not laid[sizes.context :].any()
 
     units = sizes.context + sizes.latent
@@ -268,31 +204,31 @@ def test_a_first_state_that_is_told_by_c_alone_or_is_z_and_c_is_laid_out(bundle,
     out = {"decoder.out.kernel": rng.random((units, sizes.vocabulary))}
     plain = without(without(weights, "decoder.init.kernel"), "decoder.init.bias")
     wider = manifest.model_copy(update={"sizes": sizes.model_copy(update={"state": units})})
-    kernel = Layout.of({**plain, **gru, **out}, wider).first_kernel
+    kernel = laid_out({**plain, **gru, **out}, wider).first_kernel
     told = rng.random(units, np.float32)
     c, z = told[: sizes.context], told[sizes.context :]
     assert np.array_equal((told @ kernel)[:units], np.concatenate([z, c]))
 
 
 def test_kernels_that_do_not_do_what_the_decoder_does_are_refused(
-    bundle, manifest, sessions, tmp_path
+    bundle, manifest, graphs, tmp_path
 ):
     other = tiny_bundle(tmp_path / "other", seed=1)
     (tmp_path / "kernels").mkdir()
     with pytest.raises(NotFused, match="they differ from decoder.onnx by"):
         load_fused(
             open_bundle(other),
-            sessions.exact_decoder,
+            graphs.exact_decoder,
             (8, 64),
             make_machine=on_cpu(tmp_path / "kernels"),
         )
 
 
-def test_without_a_device_the_reason_is_told(bundle, sessions):
+def test_without_a_device_the_reason_is_told(bundle, graphs):
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("onnxruntime as installed has CUDA")
     with pytest.raises(NotFused, match=r"pip install 'siserve\[gpu\]'|CUDA|cuInit|libcuda"):
-        load_fused(open_bundle(bundle), sessions.exact_decoder, (8,))
+        load_fused(open_bundle(bundle), graphs.exact_decoder, (8,))
 
 
 @pytest.mark.parametrize(("asked", "precision"), [("auto", "tf32"), ("fp32", "fp32")])

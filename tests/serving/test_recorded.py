@@ -21,9 +21,9 @@ def session(bundle):
 
 
 @pytest.fixture
-def recorded(session, sessions, manifest):
+def recorded(session, graphs, manifest):
     tapes = session_tapes(session, manifest, "cpu", counts=(4, 16, 32))
-    made = RecordedDecoder(tapes, sessions.decoder, manifest.tokens)
+    made = RecordedDecoder(tapes, graphs.decoder, manifest.tokens)
     made.warm_up()
     return made
 
@@ -46,10 +46,10 @@ def chunk(manifest, rng, rows, steps=UNROLLED_STEPS):
 
 
 @pytest.mark.parametrize("rows", [1, 4, 5, 16, 31, 32, 33, 100])
-def test_any_number_of_rows_gets_what_the_loop_gives(recorded, sessions, manifest, rows):
+def test_any_number_of_rows_gets_what_the_loop_gives(recorded, graphs, manifest, rows):
     inputs = chunk(manifest, np.random.default_rng(rows), rows)
     tokens, log_probs, state = recorded.run(inputs)
-    expected = sessions.decoder.run(inputs)
+    expected = graphs.decoder.run(inputs)
     assert np.array_equal(tokens, expected[0])
     assert np.allclose(log_probs, expected[1], atol=1e-5)
     goes_on = tokens[-1] != manifest.tokens.end  # nobody reads the states of the others
@@ -58,14 +58,14 @@ def test_any_number_of_rows_gets_what_the_loop_gives(recorded, sessions, manifes
 
 
 def test_rows_that_it_cannot_decode_go_another_way_without_changing_others(
-    recorded, sessions, manifest
+    recorded, graphs, manifest
 ):
     rng = np.random.default_rng(0)
     inputs = chunk(manifest, rng, 24)
     plain = recorded.run(inputs)
     inputs["top_k"][3], inputs["top_p"][7] = 2, 0.5
     inputs["forced"][:, 11] = 9
-    mixed, expected = recorded.run(inputs), sessions.decoder.run(inputs)
+    mixed, expected = recorded.run(inputs), graphs.decoder.run(inputs)
     others = np.ones(24, bool)
     others[[3, 7, 11]] = False
     assert np.array_equal(mixed[0][:, others], plain[0][:, others])
@@ -73,9 +73,9 @@ def test_rows_that_it_cannot_decode_go_another_way_without_changing_others(
     assert np.array_equal(mixed[0], expected[0])
 
 
-def test_another_number_of_steps_goes_another_way(recorded, sessions, manifest):
+def test_another_number_of_steps_goes_another_way(recorded, graphs, manifest):
     inputs = chunk(manifest, np.random.default_rng(1), 6, steps=7)
-    for got, expected in zip(recorded.run(inputs), sessions.decoder.run(inputs), strict=True):
+    for got, expected in zip(recorded.run(inputs), graphs.decoder.run(inputs), strict=True):
         assert np.array_equal(got, expected)
 
 
@@ -87,11 +87,11 @@ def test_what_a_run_left_in_the_buffers_changes_nothing(recorded, manifest):
         assert np.array_equal(got, expected)
 
 
-def test_an_engine_answers_by_it_as_by_the_other(recorded, sessions, manifest):
+def test_an_engine_answers_by_it_as_by_the_other(recorded, graphs, manifest):
     rows = []
-    for decoder in (recorded, sessions.decoder):
+    for decoder in (recorded, graphs.decoder):
         options = EngineOptions(workers=2, chunk_steps=UNROLLED_STEPS)
-        engine = Engine(replaced(sessions, decoder=decoder), manifest, options, Records())
+        engine = Engine(replaced(graphs, decoder=decoder), manifest, options, Records())
         engine.start()
         jobs = [generate(engine, varied_job(manifest, seed)) for seed in range(20)]
         rows.append([[row.tokens for row in job.rows] for job in jobs])

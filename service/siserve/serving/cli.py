@@ -30,6 +30,11 @@ class _Precision(StrEnum):
     INT8 = "int8"
 
 
+class _Kernels(StrEnum):
+    AUTO = "auto"
+    OFF = "off"
+
+
 class _LogFormat(StrEnum):
     TEXT = "text"
     JSON = "json"
@@ -124,6 +129,12 @@ def serve(
         _Precision,
         typer.Option(envvar="SISERVE_PRECISION", help="auto is int8 where it was tried."),
     ] = _Precision.AUTO,
+    kernels: Annotated[
+        _Kernels,
+        typer.Option(
+            envvar="SISERVE_KERNELS", help="off = onnxruntime decodes, not siserve's kernels."
+        ),
+    ] = _Kernels.AUTO,
     max_responses: Annotated[
         int, typer.Option(min=1, envvar="SISERVE_MAX_RESPONSES", help="Largest n of a request.")
     ] = 64,
@@ -295,7 +306,7 @@ def serve(
         model_dir=model_dir,
         watch_seconds=watch_seconds,
         admin=admin,
-        placement=Placement(device.value, precision.value, threads),
+        placement=Placement(device.value, precision.value, threads, kernels.value),
         host=host,
         port=port,
         rpc_processes=rpc_processes,

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
 from siserve.bundle.tensors import Graph
 
-__all__ = ["AnyArray", "GraphSession", "Runs"]
+__all__ = ["AnyArray", "GraphSession", "Runs", "at_rows", "place_of_rows"]
 
 AnyArray = NDArray[Any]
+
+_BY_STEP = ("uniform", "forced", "tokens", "log_probs")
 
 
 class GraphSession:
@@ -34,3 +37,13 @@ class Runs(Protocol):
 
     def run(self, inputs: Mapping[str, AnyArray]) -> Sequence[AnyArray]:
         """Return the outputs in the graph's order."""
+
+
+def place_of_rows(name: str, rows: slice | NDArray[np.int64]) -> Any:
+    """Index rows of one of the decoder's tensors, whichever axis they lie along."""
+    return (slice(None), rows) if name in _BY_STEP else rows
+
+
+def at_rows(inputs: Mapping[str, AnyArray], rows: slice | NDArray[np.int64]) -> dict[str, AnyArray]:
+    """Take some rows of the decoder's inputs."""
+    return {name: values[place_of_rows(name, rows)] for name, values in inputs.items()}

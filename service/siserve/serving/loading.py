@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,8 @@ from siserve.serving.requests import RequestLimits
 from siserve.serving.sessions import AnyArray, Placement, Sessions, load_sessions
 
 __all__ = ["load_model"]
+
+_log = logging.getLogger(__name__)
 
 #: Of the golden log-probabilities in 8-bit integers: enough to tell rounding from another model.
 _INT8_TOLERANCE = 0.1
@@ -46,14 +49,30 @@ def load_model(
     text = _load_text(bundle)
     context_text = _load_context_text(bundle) or text
     threads = placement.threads_beside(options.workers)
-    sessions = load_sessions(bundle, placement.device, threads, placement.precision)
+    sessions = _load_checked(bundle, placement, threads, context_text)
     cores = usable_cores()
     workers = options.workers or (min(_MOST_ON_CUDA, cores) if sessions.device == "cuda" else cores)
-    _check_golden(sessions, manifest, context_text)
     engine = Engine(sessions, manifest, replace(options, workers=workers), observer)
     return DialogModel(
         bundle, text, context_text, engine, limits, sessions.device, sessions.precision
     )
+
+
+def _load_checked(
+    bundle: Bundle, placement: Placement, threads: int, context_text: Text | ContextText
+) -> Sessions:
+    """Load the graphs, without siserve's kernels if by them the golden request comes out wrong."""
+    how = (bundle, placement.device, threads, placement.precision)
+    sessions = load_sessions(*how, placement.kernels)
+    try:
+        _check_golden(sessions, bundle.manifest, context_text)
+    except BundleError as error:
+        if not sessions.has_kernels:
+            raise
+        sessions = load_sessions(*how, "off")
+        _check_golden(sessions, bundle.manifest, context_text)
+        _log.warning("onnxruntime decodes, not siserve's kernels: by them %s", error)
+    return sessions
 
 
 def _check_golden(sessions: Sessions, manifest: Manifest, context_text: Text | ContextText) -> None:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from siserve.bundle.manifest import Manifest, Tokens
 from siserve.bundle.tensors import DECODER, DECODER_UNROLLED, UNROLLED_STEPS, Tensor
-from siserve.serving.graphs import AnyArray, Runs
+from siserve.serving.graphs import AnyArray, Runs, at_rows, place_of_rows
 
 __all__ = ["COUNTS", "RecordedDecoder", "Tape", "session_tapes"]
 
@@ -29,7 +29,6 @@ __all__ = ["COUNTS", "RecordedDecoder", "Tape", "session_tapes"]
 COUNTS = (8, 16, 32, 64, 128, 256, 320, 384, 512, 1024, 2048, 4096)
 
 _DTYPES: dict[str, Any] = {"int64": np.int64, "float32": np.float32}
-_BY_STEP = ("uniform", "forced", "tokens", "log_probs")
 _OF_STARTS = ("c", "z")
 
 
@@ -84,10 +83,10 @@ class RecordedDecoder:
             return self._replay(inputs)
         rows = np.flatnonzero(is_plain)
         parts = [rows[first : first + largest] for first in range(0, len(rows), largest)]
-        answers = [(part, self._replay(_rows_of(inputs, part))) for part in parts]
+        answers = [(part, self._replay(at_rows(inputs, part))) for part in parts]
         if not is_plain.all():
             others = np.flatnonzero(~is_plain)
-            answers.append((others, self._other.run(_rows_of(inputs, others))))
+            answers.append((others, self._other.run(at_rows(inputs, others))))
         return _joined(answers, len(is_plain))
 
     def _replay(self, inputs: Mapping[str, AnyArray]) -> Sequence[AnyArray]:
@@ -159,26 +158,18 @@ class _SessionTape:
             if name in _OF_STARTS and not starts:
                 continue
             if inputs:
-                values[_place(name, slice(rows))] = inputs[name]
+                values[place_of_rows(name, slice(rows))] = inputs[name]
             self._given[name].update_inplace(values)
         self._session.run_with_iobinding(self._binding, self._options)
         return [
-            value.numpy()[_place(name, slice(rows))].copy() for name, value in self._results.items()
+            value.numpy()[place_of_rows(name, slice(rows))].copy()
+            for name, value in self._results.items()
         ]
 
 
 def _zeros(tensor: Tensor, count: int, sizes: Mapping[str, int]) -> NDArray[Any]:
     shape = [axis if isinstance(axis, int) else {**sizes, "R": count}[axis] for axis in tensor.axes]
     return np.zeros(shape, _DTYPES[tensor.dtype])
-
-
-def _place(name: str, rows: slice | NDArray[np.int64]) -> Any:
-    """Index rows of a tensor, whichever axis they lie along."""
-    return (slice(None), rows) if name in _BY_STEP else rows
-
-
-def _rows_of(inputs: Mapping[str, AnyArray], rows: NDArray[np.int64]) -> dict[str, AnyArray]:
-    return {name: values[_place(name, rows)] for name, values in inputs.items()}
 
 
 def _joined(
@@ -189,9 +180,9 @@ def _joined(
     joined = []
     for number, tensor in enumerate(DECODER.outputs):
         first = answers[0][1][number]
-        shape = (len(first), count) if tensor.name in _BY_STEP else (count, first.shape[1])
+        shape = (len(first), count) if "K" in tensor.axes else (count, first.shape[1])
         whole = np.empty(shape, first.dtype)
         for rows, answer in answers:
-            whole[_place(tensor.name, rows)] = answer[number]
+            whole[place_of_rows(tensor.name, rows)] = answer[number]
         joined.append(whole)
     return joined

@@ -26,7 +26,8 @@ from siserve.bundle.tensors import (
 )
 from siserve.bundle.verify import Bundle
 from siserve.serving.cores import usable_cores
-from siserve.serving.fused.loading import NotFused, load_fused
+from siserve.serving.fused.cpu import CpuDecoder
+from siserve.serving.fused.loading import NotFused, load_fused, load_on_cpu
 from siserve.serving.graphs import AnyArray, GraphSession, Runs
 from siserve.serving.recorded import COUNTS, RecordedDecoder, session_tapes
 
@@ -34,6 +35,7 @@ __all__ = [
     "AnyArray",
     "Device",
     "GraphSession",
+    "Kernels",
     "Placement",
     "Precision",
     "Runs",
@@ -43,6 +45,8 @@ __all__ = [
 
 Device = Literal["auto", "cuda", "cpu"]
 Precision = Literal["auto", "fp32", "int8"]
+#: Whether siserve's own kernels decode, where they are for the model and the machine.
+Kernels = Literal["auto", "off"]
 
 _CUDA = "CUDAExecutionProvider"
 _CPU = "CPUExecutionProvider"
@@ -77,6 +81,7 @@ class Sessions:
         decoder: what draws responses.
         exact_decoder: the decoder in float32, by which given responses are scored; the same one
             unless responses are drawn in 8-bit integers.
+        has_kernels: whether siserve's own kernels decode.
     """
 
     context_encoder: Runs
@@ -88,6 +93,7 @@ class Sessions:
     precision: Literal["fp32", "int8", "tf32"]
     utterance_encoder: GraphSession | None = None
     dialog_encoder: GraphSession | None = None
+    has_kernels: bool = False
 
     @property
     def chunk_steps(self) -> int:
@@ -109,11 +115,13 @@ class Placement:
     Attributes:
         threads: CPU threads of one run of the decoder; 0 = one where several workers share the
             cores, two where one worker has them.
+        kernels: whether siserve's own may decode.
     """
 
     device: Device = "auto"
     precision: Precision = "auto"
     threads: int = 0
+    kernels: Kernels = "auto"
 
     def threads_beside(self, workers: int) -> int:
         """Return the threads of one run; `workers` run at once, 0 = one for each core."""
@@ -121,7 +129,11 @@ class Placement:
 
 
 def load_sessions(
-    bundle: Bundle, device: Device, threads: int, precision: Precision = "fp32"
+    bundle: Bundle,
+    device: Device,
+    threads: int,
+    precision: Precision = "fp32",
+    kernels: Kernels = "auto",
 ) -> Sessions:
     """Load the graphs of a bundle.
 
@@ -131,6 +143,7 @@ def load_sessions(
         threads: CPU threads of one run.
         precision: of the decoder that draws responses; auto is int8 on a CPU, if the bundle holds
             a decoder in 8-bit integers, and TF32 on CUDA, if its decoder can be recorded.
+        kernels: "off" leaves decoding to onnxruntime.
 
     Raises:
         UsageError: if device or precision cannot be had; the message says why.
@@ -138,7 +151,7 @@ def load_sessions(
     """
     if device != "cpu":
         try:
-            return _load(bundle, "cuda", threads, precision)
+            return _load(bundle, "cuda", threads, precision, kernels)
         except _NoCuda as reason:
             if device == "cuda":
                 raise UsageError(
@@ -146,7 +159,7 @@ def load_sessions(
                     "and pip install 'siserve[gpu]'"
                 ) from None
             _log.info("running on the CPU: %s", reason)
-    return _load(bundle, "cpu", threads, precision)
+    return _load(bundle, "cpu", threads, precision, kernels)
 
 
 def _settled(
@@ -175,7 +188,11 @@ class _NoCuda(Exception):
 
 
 def _load(
-    bundle: Bundle, device: Literal["cuda", "cpu"], threads: int, asked: Precision
+    bundle: Bundle,
+    device: Literal["cuda", "cpu"],
+    threads: int,
+    asked: Precision,
+    kernels: Kernels,
 ) -> Sessions:
     if device == "cuda":
         _check_cuda()
@@ -186,36 +203,57 @@ def _load(
         GraphSession(graph, _session(bundle, graph, "cpu", threads))
         for graph in (PRIOR, SI_SAMPLER)
     )
-    exact = GraphSession(DECODER, _session(bundle, DECODER, device, threads))
-    decoder: Runs = exact
-    if precision == "int8":
-        decoder = GraphSession(DECODER_INT8, _session(bundle, DECODER_INT8, device, threads))
-    recorded = _record(bundle, exact, asked) if device == "cuda" else None
-    if recorded is not None:
+    exact, decoder = _decoders(bundle, device, threads, precision, kernels)
+    if device == "cuda" and (recorded := _record(bundle, exact, asked, kernels)) is not None:
         decoder, precision = recorded, "fp32" if asked == "fp32" else "tf32"
     own = (prior, sampler, decoder, exact, device, precision)
+    has_kernels = isinstance(decoder, CpuDecoder)
+    if isinstance(decoder, RecordedDecoder):
+        has_kernels = decoder.is_fused
     # One thread: a second one is waited for at each of some 80 short steps, and where something
     # else has its core, that is 20 ms instead of 2.
     if not bundle.has(DIALOG_ENCODER.file):
         whole = GraphSession(CONTEXT_ENCODER, _session(bundle, CONTEXT_ENCODER, "cpu", 1))
-        return Sessions(whole, *own)
+        return Sessions(whole, *own, has_kernels=has_kernels)
     utterance, dialog = (
         GraphSession(graph, _session(bundle, graph, "cpu", 1))
         for graph in (UTTERANCE_ENCODER, DIALOG_ENCODER)
     )
     encoder = _ContextEncoderInSteps(utterance, dialog)
-    return Sessions(encoder, *own, utterance, dialog)
+    return Sessions(encoder, *own, utterance, dialog, has_kernels)
 
 
-def _record(bundle: Bundle, other: Runs, asked: Precision) -> RecordedDecoder | None:
+def _decoders(
+    bundle: Bundle,
+    device: Literal["cuda", "cpu"],
+    threads: int,
+    precision: Literal["fp32", "int8", "tf32"],
+    kernels: Kernels,
+) -> tuple[Runs, Runs]:
+    """Make the decoder in float32 and the one that draws responses."""
+    if device == "cpu" and kernels == "auto":
+        try:
+            return load_on_cpu(bundle, precision == "int8", threads)
+        except NotFused as reason:
+            _log.info("onnxruntime decodes, not siserve's kernels: %s", reason)
+    exact = GraphSession(DECODER, _session(bundle, DECODER, device, threads))
+    if precision != "int8":
+        return exact, exact
+    return exact, GraphSession(DECODER_INT8, _session(bundle, DECODER_INT8, device, threads))
+
+
+def _record(
+    bundle: Bundle, other: Runs, asked: Precision, kernels: Kernels
+) -> RecordedDecoder | None:
     """Make the decoder that CUDA records and replays; None, and the reason told, if it cannot.
 
     By kernels of our own where they are for the model, else by onnxruntime.
     """
-    try:
-        return load_fused(bundle, other, COUNTS, is_exact=asked == "fp32")
-    except NotFused as reason:
-        _log.info("onnxruntime decodes, not the fused kernels: %s", reason)
+    if kernels == "auto":
+        try:
+            return load_fused(bundle, other, COUNTS, is_exact=asked == "fp32")
+        except NotFused as reason:
+            _log.info("onnxruntime decodes, not siserve's kernels: %s", reason)
     if not bundle.has(DECODER_UNROLLED.file):
         _log.info("not recorded: %s has no unrolled decoder", bundle.manifest.full_name)
         return None

@@ -1,6 +1,8 @@
-"""A decoder's step in three CUDA kernels, which are compiled for the device when a model is loaded.
+"""A decoder's step in kernels of our own, on CUDA and on CPUs.
 
-`layout` lays a bundle's weights out for them, `kernels.cu` holds them, `tapes` runs them, `cuda` is
-the device, `loading` makes a decoder of all that. Only models whose decoder is a GRU that is told
-the last word are run so; others are left to onnxruntime.
+`weights` takes what they read out of a bundle. On CUDA `layout` lays that out, `kernels.cu` holds
+the kernels, which are compiled for the device when a model is loaded, `tapes` runs them, and `cuda`
+is the device. On a CPU `steps.cpp` holds them, which are compiled when siserve is installed, and
+`cpu` runs them. `loading` makes a decoder of either. Only models whose decoder is a GRU that is
+told the last word are run so; others are left to onnxruntime.
 """

@@ -1,4 +1,4 @@
-"""Make the fused decoder of a bundle, or say why not."""
+"""Make the fused decoders of a bundle, or say why not."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from siserve.bundle.manifest import Manifest
-from siserve.bundle.tensors import UNROLLED_STEPS, WEIGHTS_FILE
+from siserve.bundle.tensors import DECODER, UNROLLED_STEPS
 from siserve.bundle.verify import Bundle
+from siserve.serving.fused.cpu import CpuDecoder, CpuTables, cpu_library
 from siserve.serving.fused.cuda import CudaMachine
-from siserve.serving.fused.layout import Layout, NotFused
+from siserve.serving.fused.layout import Layout
 from siserve.serving.fused.tapes import Machine, fused_tapes, kernel_source
-from siserve.serving.graphs import AnyArray, Runs
+from siserve.serving.fused.weights import DecoderWeights, NotFused
+from siserve.serving.graphs import AnyArray, Runs, at_rows, place_of_rows
 from siserve.serving.recorded import RecordedDecoder
 
-__all__ = ["NotFused", "load_fused"]
+__all__ = ["NotFused", "load_fused", "load_on_cpu"]
 
 #: Log-probabilities by products in TF32 and in float32 may differ by so much; eight steps of the
 #: embedded model showed 0.01.
@@ -24,6 +26,7 @@ _TOLERANCE = 0.05
 #: of two words, rounding decides.
 _LEAST_EQUAL = 0.8
 _CHECKED_ROWS = 60
+_ROWS_TOGETHER = 21  # more than a tile of AMX
 
 
 def load_fused(
@@ -46,12 +49,7 @@ def load_fused(
         NotFused: if the kernels are not for this model, this device or this installation, or do not
             do what the other decoder does.
     """
-    try:
-        import safetensors.numpy
-    except ImportError as error:
-        raise NotFused(f"{error}; pip install 'siserve[gpu]' brings it") from None
-    weights = safetensors.numpy.load_file(bundle.file(WEIGHTS_FILE))
-    layout = Layout.of(weights, bundle.manifest, is_exact)
+    layout = Layout.of(DecoderWeights.read(bundle), bundle.manifest, is_exact)
     try:
         machine = (make_machine or CudaMachine)(*kernel_source(layout))
         tapes = fused_tapes(machine, layout, counts)
@@ -60,6 +58,53 @@ def load_fused(
     except RuntimeError as error:  # CudaError, and what the bindings raise without CUDA's libraries
         raise NotFused((str(error).strip().splitlines() or [type(error).__name__])[0]) from None
     return fused
+
+
+def load_on_cpu(bundle: Bundle, has_integers: bool, threads: int) -> tuple[CpuDecoder, CpuDecoder]:
+    """Make the decoders of a bundle that run on this CPU.
+
+    Nothing holds them against decoder.onnx, which takes as long to load as all else together: the
+    bundle's golden request does, once the whole model is there.
+
+    Args:
+        bundle: a checked bundle.
+        has_integers: whether responses are drawn in 8-bit integers.
+        threads: that share the rows of a run.
+
+    Returns:
+        The one in float32 and the one that draws responses, which may be the same.
+
+    Raises:
+        NotFused: if the kernels are not for this model, this CPU or this installation.
+    """
+    if bundle.manifest.golden is None:
+        raise NotFused(f"{bundle.manifest.full_name} has no golden request to try them by")
+    library = cpu_library()
+    weights = DecoderWeights.read(bundle)
+    tables = CpuTables(weights, bundle.manifest)
+    exact = CpuDecoder(library, tables, weights, False, threads)
+    _check_rows_alone(exact, bundle.manifest)
+    if not has_integers:
+        return exact, exact
+    drawing = CpuDecoder(library, tables, weights, True, threads)
+    _check_rows_alone(drawing, bundle.manifest)
+    return exact, drawing
+
+
+def _check_rows_alone(decoder: Runs, manifest: Manifest) -> None:
+    """Decode a few rows together, which AMX multiplies where it can, and two of them alone.
+
+    Raises:
+        NotFused: if a row's bits depend on the others.
+    """
+    inputs = at_rows(_checked_rows(manifest), slice(_ROWS_TOGETHER))
+    together = decoder.run(inputs)
+    for row in (0, _ROWS_TOGETHER - 1):
+        mine = slice(row, row + 1)
+        alone = decoder.run(at_rows(inputs, mine))
+        for values, own, tensor in zip(together, alone, DECODER.outputs, strict=True):
+            if not np.array_equal(values[place_of_rows(tensor.name, mine)], own):
+                raise NotFused(f"on this CPU a row's {tensor.name} depends on its neighbours")
 
 
 def _hold_against(fused: Runs, other: Runs, manifest: Manifest) -> None:

@@ -1,0 +1,959 @@
+// Steps of a decoder on a CPU with AVX-512 and VNNI, and with AMX where there is one.
+//
+// A step is a GRU's, the output layer with the masses of its words, and the choice of a word. Rows
+// are responses. Weights lie in blocks of VECTORS vectors of 16 columns: for each group of numbers
+// that are added up together (4 in 8-bit integers, 1 in float32) vector after vector. So a product
+// reads a block once, from one end to the other, whether by VNNI, by AMX or in float32.
+//
+// No logit is kept, but those of rows that choose among few words: of a block of 64 words a row keeps
+// its masses, and the logits of the one block that it chooses are computed again.
+//
+// Whatever the rows beside it, the numbers of a row are added up in one order: its bits do not depend
+// on its neighbours. Products of integers are exact, so VNNI and AMX give the same bits too. Compile
+// with -ffp-contract=off, so that the compiler does not decide what is rounded.
+
+#include <immintrin.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#ifndef SOURCE
+#define SOURCE ""  // the digest of this file
+#endif
+#define EXPORTED __attribute__((visibility("default")))
+
+namespace {
+
+constexpr int LANES = 16;
+constexpr int OUTPUT_VECTORS = 4;                    // of a block of words
+constexpr int BLOCK = LANES * OUTPUT_VECTORS;        // words whose masses are added up
+constexpr int GATE_VECTORS = 3;                      // r, z and n of 16 units
+constexpr int FIRST_VECTORS = 2;                     // of a block of the first state's units
+constexpr int QUAD = 4;                              // rows whose masses lie together
+constexpr int TILE = 16;                             // rows of one of AMX's registers
+constexpr int TILE_BYTES = 64;                       // numbers of a row of it
+constexpr int MANY = 3;                              // rows from which AMX is faster than VNNI
+constexpr float LOWEST = -1e30f;                     // logit of a word that may not be said
+constexpr float LOG2_E = 1.44269504f;
+constexpr float BELOW_ONE = 1.0f - 1.0f / (1 << 20);  // keeps u * total below the total
+constexpr float LEAST_TEMPERATURE = 1e-5f;
+// 2 to the power of x in [-1/2, 1/2] is 1 + x (P1 + x (P2 + ...)), to 1e-7 of it.
+constexpr float P1 = 0.69314700f, P2 = 0.24022242f, P3 = 0.055507336f, P4 = 0.0096715130f;
+constexpr float P5 = 0.0013264727f;
+constexpr float LEVELS = 127.0f;                     // of an activation, to either side of 0
+constexpr int ZERO_POINT = 128;
+
+using Floats = __m512;
+
+template <typename Work, int... AT>
+[[gnu::always_inline]] inline void each_of(const Work &work, std::integer_sequence<int, AT...>) {
+  (work(std::integral_constant<int, AT>{}), ...);
+}
+
+// Do something with 0 to COUNT - 1, which are constants to the compiler, so that arrays which they
+// index may lie in registers.
+template <int COUNT, typename Work>
+[[gnu::always_inline]] inline void each(const Work &work) {
+  each_of(work, std::make_integer_sequence<int, COUNT>{});
+}
+
+}  // namespace
+
+extern "C" {
+
+
+// A decoder. Its units are filled up to a multiple of 16, its words to a multiple of 64, with a bias of
+// -1e30. Memory that it points to starts with a cache line and may be read a page beyond its end.
+struct Decoder {
+  int32_t units, model_units, context, latent, vocabulary, words, start, end;
+  int32_t has_integers, may_use_tiles;
+  const void *gates, *output;   // in blocks
+  const float *first;           // (context + latent, units), in blocks of 32 units
+  const float *first_bias;      // (units,)
+  const float *of_words;        // what words add to the gates, (vocabulary, 3, units)
+  const float *barred;          // (words,): -1e30 for words that are never said, else 0
+  const uint8_t *is_barred;     // whether a block of words has such a one
+};
+
+// A chunk of steps of some of the rows that lie beside each other in its arrays, which are named and
+// shaped as in decoder.onnx: (steps, rows), (rows, ...) or (rows,).
+struct Chunk {
+  int32_t steps, rows, first_row, num_rows;
+  const float *c, *z, *state;
+  const int64_t *token;
+  const float *uniform;
+  const int64_t *forced;
+  const float *temperature;
+  const int64_t *top_k;
+  const float *top_p;
+  int64_t *tokens;
+  float *log_probs, *state_out;
+};
+
+}  // extern "C"
+
+namespace {
+
+// Memory that starts with a cache line. It grows, and its content is lost then.
+template <typename Kind>
+class Room {
+ public:
+  Kind *of(size_t size) {
+    if (size > size_) {
+      size_t bytes = (size * sizeof(Kind) + 4095) / 4096 * 4096;
+      memory_.reset(static_cast<Kind *>(std::aligned_alloc(4096, bytes)));
+      if (!memory_) std::abort();
+      std::memset(static_cast<void *>(memory_.get()), 0, bytes);
+      size_ = size;
+    }
+    return memory_.get();
+  }
+
+ private:
+  struct Free {
+    void operator()(Kind *memory) const { std::free(memory); }
+  };
+  std::unique_ptr<Kind, Free> memory_;
+  size_t size_ = 0;
+};
+
+// 2 to a power that is at most some hundred, to two units in the last place; 0 far below.
+[[gnu::always_inline]] inline Floats power_of_two(Floats power) {
+  Floats whole = _mm512_roundscale_ps(power, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  Floats rest = _mm512_sub_ps(power, whole);  // in [-1/2, 1/2]
+  Floats value = _mm512_set1_ps(P5);
+  value = _mm512_fmadd_ps(value, rest, _mm512_set1_ps(P4));
+  value = _mm512_fmadd_ps(value, rest, _mm512_set1_ps(P3));
+  value = _mm512_fmadd_ps(value, rest, _mm512_set1_ps(P2));
+  value = _mm512_fmadd_ps(value, rest, _mm512_set1_ps(P1));
+  value = _mm512_fmadd_ps(value, rest, _mm512_set1_ps(1.0f));
+  return _mm512_scalef_ps(value, whole);
+}
+
+inline Floats sigmoid(Floats value) {
+  Floats power = power_of_two(_mm512_min_ps(
+      _mm512_mul_ps(value, _mm512_set1_ps(-LOG2_E)), _mm512_set1_ps(126.0f)));
+  return _mm512_div_ps(_mm512_set1_ps(1.0f), _mm512_add_ps(_mm512_set1_ps(1.0f), power));
+}
+
+inline Floats tanh(Floats value) {
+  Floats twice = sigmoid(_mm512_add_ps(value, value));
+  return _mm512_fmsub_ps(twice, _mm512_set1_ps(2.0f), _mm512_set1_ps(1.0f));
+}
+
+inline float stretch_of(float temperature) {
+  return temperature <= 0.0f ? 1.0f : 1.0f / std::max(temperature, LEAST_TEMPERATURE);
+}
+
+template <typename Number>
+struct Of;
+
+template <>
+struct Of<float> {
+  using Weight = float;
+  using Sum = float;
+  using Sums = __m512;
+  static constexpr int GROUP = 1;
+  static constexpr int TOLD = 1;  // vectors that stand before the weights, for each vector of columns
+
+  [[gnu::always_inline]] static Sums zero() { return _mm512_setzero_ps(); }
+  [[gnu::always_inline]] static Sums weight(const float *place) { return _mm512_load_ps(place); }
+  [[gnu::always_inline]] static Sums number(const float *place) { return _mm512_set1_ps(*place); }
+  [[gnu::always_inline]] static Sums add(Sums sum, Sums number, Sums weight) {
+    return _mm512_fmadd_ps(number, weight, sum);
+  }
+  [[gnu::always_inline]] static void store(float *place, Sums sum) { _mm512_store_ps(place, sum); }
+};
+
+template <>
+struct Of<uint8_t> {
+  using Weight = int8_t;
+  using Sum = int32_t;
+  using Sums = __m512i;
+  static constexpr int GROUP = 4;
+  static constexpr int TOLD = 3;
+
+  [[gnu::always_inline]] static Sums zero() { return _mm512_setzero_si512(); }
+  [[gnu::always_inline]] static Sums weight(const int8_t *place) {
+    return _mm512_load_si512(place);
+  }
+  [[gnu::always_inline]] static Sums number(const uint8_t *place) {
+    int32_t four;
+    std::memcpy(&four, place, 4);
+    return _mm512_set1_epi32(four);
+  }
+  [[gnu::always_inline]] static Sums add(Sums sum, Sums number, Sums weight) {
+    return _mm512_dpbusd_epi32(sum, number, weight);
+  }
+  [[gnu::always_inline]] static void store(int32_t *place, Sums sum) {
+    _mm512_store_si512(place, sum);
+  }
+};
+
+// Rows times VECTORS of the vectors of a block, to sums of 16 columns each. A row's numbers lie at
+// `stride` from those of the row before; of the BLOCK_VECTORS vectors of a block the first ones are
+// multiplied.
+template <typename Number, int ROWS, int VECTORS, int BLOCK_VECTORS>
+void multiply(const Number *rows, size_t stride, const typename Of<Number>::Weight *weights,
+              int groups, typename Of<Number>::Sum *sums) {
+  using By = Of<Number>;
+  constexpr int WIDTH = LANES * By::GROUP;
+  typename By::Sums sum[ROWS * VECTORS];
+  each<ROWS * VECTORS>([&](auto at) [[gnu::always_inline]] { sum[at] = By::zero(); });
+  for (int group = 0; group < groups; ++group) {
+    typename By::Sums weight[VECTORS];
+    each<VECTORS>([&](auto at) [[gnu::always_inline]] {
+      weight[at] = By::weight(weights + at * WIDTH);
+    });
+    each<ROWS>([&](auto row) [[gnu::always_inline]] {
+      typename By::Sums number = By::number(rows + row * stride);
+      each<VECTORS>([&](auto at) [[gnu::always_inline]] {
+        constexpr int own = row * VECTORS + at;
+        sum[own] = By::add(sum[own], number, weight[at]);
+      });
+    });
+    weights += BLOCK_VECTORS * WIDTH;
+    rows += By::GROUP;
+  }
+  each<ROWS * VECTORS>([&](auto at) [[gnu::always_inline]] {
+    By::store(sums + (at / VECTORS * BLOCK_VECTORS + at % VECTORS) * LANES, sum[at]);
+  });
+}
+
+template <typename Number>
+using Product = void (*)(const Number *, size_t, const typename Of<Number>::Weight *, int,
+                         typename Of<Number>::Sum *);
+
+// `multiply` for every number of rows up to the size of what is returned.
+template <typename Number, int VECTORS, int BLOCK_VECTORS, size_t... ROWS>
+constexpr std::array<Product<Number>, sizeof...(ROWS)> products(std::index_sequence<ROWS...>) {
+  return {{multiply<Number, ROWS + 1, VECTORS, BLOCK_VECTORS>...}};
+}
+
+// Rows times a block, by as many rows at once as registers hold.
+template <typename Number, int BLOCK_VECTORS>
+void multiply_rows(const Number *rows, size_t stride, int num_rows,
+                   const typename Of<Number>::Weight *weights, int groups,
+                   typename Of<Number>::Sum *sums) {
+  constexpr int MOST = 24 / BLOCK_VECTORS;  // rows times all of a block's vectors
+  static constexpr auto few =
+      products<Number, BLOCK_VECTORS, BLOCK_VECTORS>(std::make_index_sequence<MOST>());
+  for (int first = 0; first < num_rows; first += MOST) {
+    int count = std::min(MOST, num_rows - first);
+    few[count - 1](rows + first * stride, stride, weights, groups,
+                   sums + first * BLOCK_VECTORS * LANES);
+  }
+}
+
+// How AMX's registers are laid out: 0 to 3 sums, 4 rows, 5 to 7 weights; all of 16 rows of 64 bytes.
+struct alignas(64) TileShapes {
+  uint8_t palette = 1, start_row = 0, reserved[14] = {};
+  uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+};
+
+// 16 rows times a block by AMX. Rows are filled up with zeros to whole registers; what the last
+// register of weights reads beyond its block is multiplied with those.
+template <int BLOCK_VECTORS>
+void multiply_tile(const uint8_t *rows, size_t stride, const int8_t *weights, int groups,
+                   int32_t *sums) {
+  constexpr int LINE = BLOCK_VECTORS * 64;
+  int tiles = (groups * 4 + TILE_BYTES - 1) / TILE_BYTES;
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+  for (int tile = 0; tile < tiles; ++tile) {
+    const int8_t *own = weights + (size_t)tile * TILE * LINE;
+    _tile_loadd(4, rows + tile * TILE_BYTES, stride);
+    _tile_loadd(5, own, LINE);
+    _tile_dpbusd(0, 4, 5);
+    _tile_loadd(6, own + 64, LINE);
+    _tile_dpbusd(1, 4, 6);
+    _tile_loadd(7, own + 128, LINE);
+    _tile_dpbusd(2, 4, 7);
+    if constexpr (BLOCK_VECTORS > 3) {
+      _tile_loadd(5, own + 192, LINE);
+      _tile_dpbusd(3, 4, 5);
+    }
+  }
+  _tile_stored(0, sums, LINE);
+  _tile_stored(1, sums + LANES, LINE);
+  _tile_stored(2, sums + 2 * LANES, LINE);
+  if constexpr (BLOCK_VECTORS > 3) _tile_stored(3, sums + 3 * LANES, LINE);
+}
+
+// What a row asks for and has come to.
+struct Row {
+  int64_t token;
+  float stretch, scale, top_p, open_largest;
+  int64_t top_k;
+  bool is_greedy, is_narrow;
+  float *state;
+  float *logits;  // all of them, of a narrow row
+};
+
+// Masses of the blocks of words of four rows: the largest logit and the sum of exp below it, of all
+// words, and of those that may be said, these at the row's temperature.
+struct Masses {
+  float *largest, *sum, *open_largest, *open_sum;
+};
+
+// What the logits of four rows are multiplied by, row after row, and that four times.
+struct alignas(64) Stretches {
+  float by[LANES];
+  bool all_one, any_drawn;  // 1 but for powers of two instead of e; whether any row is not greedy
+};
+
+struct Rooms {
+  Room<float> states, first, conditions, masses, logits, few, prefixes;
+  Room<uint8_t> numbers;
+  Room<Stretches> stretches;
+  std::vector<Row> rows;
+  std::vector<int> active;
+};
+
+thread_local Rooms rooms;
+
+template <typename Number>
+class Run {
+ public:
+  using Weight = typename Of<Number>::Weight;
+  using Sum = typename Of<Number>::Sum;
+
+  // Some columns of a matrix. In 8-bit integers 16 columns after the other are told what a level is
+  // worth, 128 times the sum of the levels, and the bias; in float32 the bias alone.
+  template <int VECTORS>
+  struct Block {
+    const float *told;
+    const Weight *weights;
+  };
+
+  template <int VECTORS>
+  Block<VECTORS> block_of(const void *blocks, int number) const {
+    constexpr size_t TOLD = Of<Number>::TOLD * VECTORS * 64;
+    size_t size = TOLD + (size_t)groups_ * VECTORS * 64;
+    auto block = static_cast<const uint8_t *>(blocks) + number * size;
+    return {reinterpret_cast<const float *>(block), reinterpret_cast<const Weight *>(block + TOLD)};
+  }
+
+  Run(const Decoder &decoder, const Chunk &chunk) : d_(decoder), chunk_(chunk) {
+    groups_ = d_.units / Of<Number>::GROUP;
+    stride_ = (d_.units + TILE_BYTES - 1) / TILE_BYTES * TILE_BYTES;
+    blocks_ = d_.words / BLOCK;
+    padded_blocks_ = (blocks_ + QUAD - 1) / QUAD * QUAD;
+    size_t padded_rows = (chunk.num_rows + TILE - 1) / TILE * TILE;
+    // Beyond a row's units lie zeros, which nothing ever writes to.
+    numbers_ = reinterpret_cast<Number *>(rooms.numbers.of(padded_rows * stride_ * sizeof(Number)));
+    std::memset(static_cast<void *>(numbers_), 0, padded_rows * stride_ * sizeof(Number));
+    size_t num_quads = padded_rows / QUAD;
+    masses_ = rooms.masses.of(num_quads * 4 * QUAD * padded_blocks_);
+    for (size_t first = 0; first < padded_rows; first += QUAD) {  // those of no block stay so
+      Masses masses = masses_of(first);
+      for (int at = QUAD * blocks_; at < QUAD * padded_blocks_; ++at) {
+        masses.largest[at] = masses.open_largest[at] = LOWEST;
+        masses.sum[at] = masses.open_sum[at] = 0.0f;
+      }
+    }
+    prefixes_ = rooms.prefixes.of((size_t)QUAD * padded_blocks_);
+    stretches_ = rooms.stretches.of(num_quads);
+  }
+
+  void run() {
+    begin();
+    for (int step = 0; step < chunk_.steps; ++step) {
+      select(step);
+      if (active_->empty()) continue;
+      gru();
+      take_numbers();
+      output(step % 2);
+      for (size_t first = 0; first < active_->size(); first += QUAD) choose(step, first);
+    }
+    for (int at = 0; at < chunk_.num_rows; ++at)
+      std::memcpy(chunk_.state_out + (size_t)(chunk_.first_row + at) * d_.model_units,
+                  rows_[at].state, d_.model_units * sizeof(float));
+  }
+
+ private:
+  // Fetch what rows bring with them.
+  void begin() {
+    rooms.rows.resize(chunk_.num_rows);
+    rows_ = rooms.rows.data();
+    active_ = &rooms.active;
+    float *states = rooms.states.of((size_t)chunk_.num_rows * d_.units);
+    size_t num_narrow = 0;
+    for (int at = 0; at < chunk_.num_rows; ++at) {
+      size_t row = chunk_.first_row + at;
+      float temperature = chunk_.temperature[row];
+      Row &own = rows_[at];
+      own.token = chunk_.token[row];
+      own.stretch = stretch_of(temperature);
+      own.top_k = chunk_.top_k[row], own.top_p = chunk_.top_p[row];
+      own.is_greedy = temperature <= 0.0f;
+      own.is_narrow = !own.is_greedy && (own.top_k > 0 || own.top_p < 1.0f);
+      own.scale = 0.0f;
+      own.state = states + (size_t)at * d_.units;
+      std::memset(own.state, 0, d_.units * sizeof(float));
+      std::memcpy(own.state, chunk_.state + row * d_.model_units, d_.model_units * sizeof(float));
+      num_narrow += own.is_narrow;
+    }
+    float *logits = rooms.logits.of(num_narrow * d_.words);
+    for (int at = 0; at < chunk_.num_rows; ++at)
+      if (rows_[at].is_narrow) rows_[at].logits = logits, logits += d_.words;
+    has_begun_ = false;
+  }
+
+  // Find the rows that have not ended, let those that start start, and bring their numbers together.
+  void select(int step) {
+    size_t before = active_->size();
+    bool any_starts = false;
+    active_->clear();
+    for (int at = 0; at < chunk_.num_rows; ++at) {
+      size_t place = (size_t)step * chunk_.rows + chunk_.first_row + at;
+      if (rows_[at].token == d_.end) {
+        chunk_.tokens[place] = d_.end, chunk_.log_probs[place] = 0.0f;
+        continue;
+      }
+      active_->push_back(at);
+      any_starts |= rows_[at].token == d_.start;
+    }
+    if (any_starts) start();
+    if (!has_begun_ || active_->size() != before) take_stretches();
+    if (any_starts || !has_begun_ || active_->size() != before) take_numbers();
+    has_begun_ = true;
+  }
+
+  // The first states of rows that start: [c z] times a matrix.
+  void start() {
+    constexpr int AT_ONCE = 12;
+    int condition = d_.context + d_.latent;
+    float *conditions = rooms.conditions.of((size_t)AT_ONCE * condition);
+    alignas(64) float sums[AT_ONCE * FIRST_VECTORS * LANES];
+    std::vector<int> starting;
+    for (int at : *active_)
+      if (rows_[at].token == d_.start) starting.push_back(at);
+    for (size_t first = 0; first < starting.size(); first += AT_ONCE) {
+      int count = std::min<size_t>(AT_ONCE, starting.size() - first);
+      for (int each = 0; each < count; ++each) {
+        size_t row = chunk_.first_row + starting[first + each];
+        float *own = conditions + (size_t)each * condition;
+        std::memcpy(own, chunk_.c + row * d_.context, d_.context * sizeof(float));
+        std::memcpy(own + d_.context, chunk_.z + row * d_.latent,
+                    d_.latent * sizeof(float));
+      }
+      for (int unit = 0; unit < d_.units; unit += FIRST_VECTORS * LANES) {
+        const float *block = d_.first + (size_t)unit * condition;
+        multiply_rows<float, FIRST_VECTORS>(conditions, condition, count, block, condition, sums);
+        for (int each = 0; each < count; ++each)
+          for (int at = 0; at < FIRST_VECTORS * LANES && unit + at < d_.units; ++at)
+            rows_[starting[first + each]].state[unit + at] =
+                sums[each * FIRST_VECTORS * LANES + at] + d_.first_bias[unit + at];
+      }
+    }
+  }
+
+  void take_stretches() {
+    for (size_t first = 0; first < active_->size(); first += QUAD) {
+      Stretches &own = stretches_[first / QUAD];
+      own.all_one = true, own.any_drawn = false;
+      for (int at = 0; at < LANES; ++at) {
+        size_t place = std::min(first + at % QUAD, active_->size() - 1);
+        const Row &row = rows_[(*active_)[place]];
+        own.by[at] = LOG2_E * row.stretch;
+        own.all_one &= row.stretch == 1.0f;
+        own.any_drawn |= !row.is_greedy;
+      }
+    }
+  }
+
+  // Bring the states of active rows together, one behind the other, as products read them.
+  void take_numbers() {
+    for (size_t at = 0; at < active_->size(); ++at) {
+      Row &row = rows_[(*active_)[at]];
+      take(row, numbers_ + at * stride_);
+    }
+  }
+
+  void take(Row &row, float *numbers) {
+    std::memcpy(numbers, row.state, d_.units * sizeof(float));
+  }
+
+  // In 8-bit integers, by a scale of the row's own; 1/127 where all lie in [-1, 1].
+  void take(Row &row, uint8_t *numbers) {
+    Floats largest = _mm512_set1_ps(1.0f);
+    for (int unit = 0; unit < d_.units; unit += LANES)
+      largest = _mm512_max_ps(largest, _mm512_abs_ps(_mm512_load_ps(row.state + unit)));
+    row.scale = _mm512_reduce_max_ps(largest) * (1.0f / LEVELS);
+    Floats scale = _mm512_set1_ps(row.scale);
+    for (int unit = 0; unit < d_.units; unit += LANES) {
+      Floats levels = _mm512_div_ps(_mm512_load_ps(row.state + unit), scale);
+      __m512i shifted = _mm512_add_epi32(_mm512_cvtps_epi32(levels), _mm512_set1_epi32(ZERO_POINT));
+      _mm_store_si128((__m128i *)(numbers + unit), _mm512_cvtusepi32_epi8(shifted));
+    }
+  }
+
+  // Up to 16 rows times a block.
+  template <int VECTORS>
+  void multiply_some(size_t first, int count, const Block<VECTORS> &block, Sum *sums) {
+    const Number *rows = numbers_ + first * stride_;
+    if constexpr (sizeof(Number) == 1) {
+      if (count >= MANY && d_.may_use_tiles) {
+        multiply_tile<VECTORS>(rows, stride_, block.weights, groups_, sums);
+        return;
+      }
+    }
+    multiply_rows<Number, VECTORS>(rows, stride_, count, block.weights, groups_, sums);
+  }
+
+  // A vector of a row's sums as what the layer comes to, biases included.
+  template <int VECTORS>
+  static Floats value_of(const Block<VECTORS> &block, const Row &row, const Sum *sums, int at) {
+    auto told = [&](int which) { return block.told + (which * VECTORS + at) * LANES; };
+    if constexpr (sizeof(Number) == 1) {
+      __m512i whole = _mm512_sub_epi32(_mm512_load_si512(sums + at * LANES),
+                                       _mm512_load_si512(told(1)));
+      Floats value = _mm512_mul_ps(_mm512_cvtepi32_ps(whole), _mm512_load_ps(told(0)));
+      return _mm512_fmadd_ps(value, _mm512_set1_ps(row.scale), _mm512_load_ps(told(2)));
+    } else {
+      return _mm512_add_ps(_mm512_load_ps(sums + at * LANES), _mm512_load_ps(told(0)));
+    }
+  }
+
+  void gru() {
+    alignas(64) Sum sums[TILE * GATE_VECTORS * LANES];
+    for (int tile = 0; tile < d_.units / LANES; ++tile) {
+      auto block = block_of<GATE_VECTORS>(d_.gates, tile);
+      for (size_t first = 0; first < active_->size(); first += TILE) {
+        int count = std::min<size_t>(TILE, active_->size() - first);
+        multiply_some(first, count, block, sums);
+        for (int each = 0; each < count; ++each) {
+          Row &row = rows_[(*active_)[first + each]];
+          const Sum *own = sums + each * GATE_VECTORS * LANES;
+          const float *word = d_.of_words + row.token * 3 * d_.units + tile * LANES;
+          Floats reset = sigmoid(_mm512_add_ps(_mm512_load_ps(word), value_of(block, row, own, 0)));
+          Floats update =
+              sigmoid(_mm512_add_ps(_mm512_load_ps(word + d_.units), value_of(block, row, own, 1)));
+          Floats candidate = tanh(_mm512_fmadd_ps(reset, value_of(block, row, own, 2),
+                                                  _mm512_load_ps(word + 2 * d_.units)));
+          float *state = row.state + tile * LANES;
+          Floats change = _mm512_sub_ps(_mm512_load_ps(state), candidate);
+          _mm512_store_ps(state, _mm512_fmadd_ps(update, change, candidate));
+        }
+      }
+    }
+  }
+
+  // The masses of all blocks of words. Every other step takes the blocks from the last one on: those
+  // that the step before had last are still in the cache.
+  void output(bool backwards) {
+    alignas(64) Sum sums[TILE * BLOCK];
+    for (int at = 0; at < blocks_; ++at) {
+      int number = backwards ? blocks_ - 1 - at : at;
+      auto block = block_of<OUTPUT_VECTORS>(d_.output, number);
+      for (size_t first = 0; first < active_->size(); first += TILE) {
+        int count = std::min<size_t>(TILE, active_->size() - first);
+        multiply_some(first, count, block, sums);
+        for (int at = 0; at < count; at += QUAD)
+          weigh_some(std::min(QUAD, count - at), first + at, number, block, sums + at * BLOCK);
+      }
+    }
+  }
+
+  // Bar the words that a row may not say.
+  void bar(const Row &row, int block, Floats *logits) const {
+    for (int at = 0; at < 4; ++at)
+      logits[at] = _mm512_add_ps(logits[at],
+                                 _mm512_load_ps(d_.barred + block * BLOCK + at * LANES));
+    if (row.token == d_.start && block == d_.end / BLOCK) {
+      int at = d_.end % BLOCK / LANES;
+      logits[at] = _mm512_mask_mov_ps(logits[at], 1 << d_.end % LANES, _mm512_set1_ps(LOWEST));
+    }
+  }
+
+  // Where the masses of four rows that lie beside each other are: (blocks, 4) each.
+  Masses masses_of(size_t first) const {
+    size_t size = (size_t)QUAD * padded_blocks_;
+    float *own = masses_ + first / QUAD * 4 * size;
+    return {own, own + size, own + 2 * size, own + 3 * size};
+  }
+
+  // Keep the masses of a block of words for up to four rows.
+  void weigh_some(int count, size_t first, int number, const Block<OUTPUT_VECTORS> &block,
+                  const Sum *sums) {
+    if (count == 4) weigh<4>(first, number, block, sums);
+    if (count == 3) weigh<3>(first, number, block, sums);
+    if (count == 2) weigh<2>(first, number, block, sums);
+    if (count == 1) weigh<1>(first, number, block, sums);
+  }
+
+  // In a block without any word that may be said every term of the open sum is 1; such a mass comes
+  // to 0 beside others.
+  template <int ROWS>
+  void weigh(size_t first, int number, const Block<OUTPUT_VECTORS> &block, const Sum *sums) {
+    const int *slots = active_->data() + first;
+    Masses masses = masses_of(first);
+    Floats logits[ROWS * 4];
+    each<ROWS>([&](auto row) [[gnu::always_inline]] {
+      each<4>([&](auto at) [[gnu::always_inline]] {
+        logits[row * 4 + at] = value_of(block, rows_[slots[row]], sums + row * BLOCK, at);
+      });
+    });
+    bool is_barred = d_.is_barred[number];
+    for (int row = 0; row < ROWS; ++row) {
+      const Row &own = rows_[slots[row]];
+      is_barred |= own.token == d_.start && number == d_.end / BLOCK;
+      if (own.is_narrow)
+        for (int at = 0; at < 4; ++at)
+          _mm512_store_ps(own.logits + number * BLOCK + at * LANES, logits[row * 4 + at]);
+    }
+    Floats largest = largest_of<ROWS>(logits);
+    Floats sum = sums_below<ROWS>(logits, largest, _mm512_set1_ps(LOG2_E));
+    store(masses.largest, number, largest), store(masses.sum, number, sum);
+    if (is_barred) {
+      for (int row = 0; row < ROWS; ++row) bar(rows_[slots[row]], number, logits + row * 4);
+      largest = largest_of<ROWS>(logits);
+    }
+    const Stretches &stretches = stretches_[first / QUAD];
+    if (is_barred || !stretches.all_one)
+      sum = sums_below<ROWS>(logits, largest, _mm512_load_ps(stretches.by));
+    store(masses.open_largest, number, largest), store(masses.open_sum, number, sum);
+  }
+
+  static void store(float *values, int number, Floats quads) {
+    _mm_store_ps(values + number * QUAD, _mm512_castps512_ps128(quads));
+  }
+
+  // The largest of the four vectors of each row: row after row, and that four times.
+  template <int ROWS>
+  [[gnu::always_inline]] static Floats largest_of(const Floats (&values)[ROWS * 4]) {
+    Floats of_row[QUAD] = {values[0], values[0], values[0], values[0]};
+    each<ROWS>([&](auto row) [[gnu::always_inline]] {
+      const Floats *own = values + row * 4;
+      of_row[row] = _mm512_max_ps(_mm512_max_ps(own[0], own[1]), _mm512_max_ps(own[2], own[3]));
+    });
+    return across(of_row, [](Floats one, Floats other) [[gnu::always_inline]] {
+      return _mm512_max_ps(one, other);
+    });
+  }
+
+  // The sums of the powers of what lies between values and the largest of them, as `largest_of` gives
+  // it; `by` is what logits are multiplied by, row after row.
+  template <int ROWS>
+  [[gnu::always_inline]] static Floats sums_below(const Floats (&values)[ROWS * 4], Floats largest,
+                                                  Floats by) {
+    Floats from = _mm512_mul_ps(largest, by), of_row[QUAD] = {from, from, from, from};
+    each<ROWS>([&](auto row) [[gnu::always_inline]] {
+      Floats own_by = _mm512_permute_ps(by, row * 0x55), own_from = _mm512_permute_ps(from, row * 0x55);
+      Floats powers[4];
+      each<4>([&](auto at) [[gnu::always_inline]] {
+        powers[at] = power_of_two(_mm512_fmsub_ps(values[row * 4 + at], own_by, own_from));
+      });
+      of_row[row] =
+          _mm512_add_ps(_mm512_add_ps(powers[0], powers[1]), _mm512_add_ps(powers[2], powers[3]));
+    });
+    return across(of_row, [](Floats one, Floats other) [[gnu::always_inline]] {
+      return _mm512_add_ps(one, other);
+    });
+  }
+
+  // Bring what lies in each of four vectors together: row after row, and that four times.
+  template <typename Join>
+  [[gnu::always_inline]] static Floats across(const Floats (&of_row)[QUAD], const Join &join) {
+    Floats one = join(_mm512_unpacklo_ps(of_row[0], of_row[1]),
+                      _mm512_unpackhi_ps(of_row[0], of_row[1]));
+    Floats other = join(_mm512_unpacklo_ps(of_row[2], of_row[3]),
+                        _mm512_unpackhi_ps(of_row[2], of_row[3]));
+    __m512d ones = _mm512_castps_pd(one), others = _mm512_castps_pd(other);
+    return over_blocks(join(_mm512_castpd_ps(_mm512_unpacklo_pd(ones, others)),
+                            _mm512_castpd_ps(_mm512_unpackhi_pd(ones, others))),
+                       join);
+  }
+
+  // Bring four quads together, to the same quad four times.
+  template <typename Join>
+  [[gnu::always_inline]] static Floats over_blocks(Floats quads, const Join &join) {
+    Floats halves = join(quads, _mm512_shuffle_f32x4(quads, quads, 0x4e));
+    return join(halves, _mm512_shuffle_f32x4(halves, halves, 0xb1));
+  }
+
+  Floats largest_of_blocks(const float *values) const {
+    Floats largest = _mm512_load_ps(values);
+    for (int at = LANES; at < QUAD * padded_blocks_; at += LANES)
+      largest = _mm512_max_ps(largest, _mm512_load_ps(values + at));
+    return over_blocks(largest, [](Floats one, Floats other) [[gnu::always_inline]] {
+      return _mm512_max_ps(one, other);
+    });
+  }
+
+  // Bring the sums of blocks to the scale of the largest one, and add them up.
+  Floats scale_sums(float *sums, const float *largest, Floats most, Floats by) const {
+    Floats from = _mm512_mul_ps(most, by), total = _mm512_setzero_ps();
+    for (int at = 0; at < QUAD * padded_blocks_; at += LANES) {
+      Floats power = power_of_two(_mm512_fmsub_ps(_mm512_load_ps(largest + at), by, from));
+      Floats sum = _mm512_mul_ps(_mm512_load_ps(sums + at), power);
+      _mm512_store_ps(sums + at, sum);
+      total = _mm512_add_ps(total, sum);
+    }
+    return over_blocks(total, [](Floats one, Floats other) [[gnu::always_inline]] {
+      return _mm512_add_ps(one, other);
+    });
+  }
+
+  // Say a word for each of up to four rows: the inverse of the distribution function of one uniform
+  // number, first the block, then the word; or the likeliest; or the one that is forced.
+  void choose(int step, size_t first) {
+    int count = std::min<size_t>(QUAD, active_->size() - first);
+    Masses masses = masses_of(first);
+    const Stretches &stretches = stretches_[first / QUAD];
+    alignas(64) float most[LANES], totals[LANES], open_most[LANES], targets[LANES];
+    alignas(64) int32_t passed[LANES] = {};
+    Floats largest = largest_of_blocks(masses.largest);
+    _mm512_store_ps(most, largest);
+    _mm512_store_ps(totals, scale_sums(masses.sum, masses.largest, largest,
+                                       _mm512_set1_ps(LOG2_E)));
+    Floats open_largest = largest_of_blocks(masses.open_largest);
+    _mm512_store_ps(open_most, open_largest);
+    if (stretches.any_drawn) {
+      scale_sums(masses.open_sum, masses.open_largest, open_largest,
+                 _mm512_load_ps(stretches.by));
+      __m128 sum = _mm_setzero_ps();
+      for (int at = 0; at < QUAD * padded_blocks_; at += QUAD) {
+        sum = _mm_add_ps(sum, _mm_load_ps(masses.open_sum + at));
+        _mm_store_ps(prefixes_ + at, sum);
+      }
+      alignas(16) float uniforms[QUAD] = {};
+      for (int row = 0; row < count; ++row)
+        uniforms[row] = std::min(chunk_.uniform[place_of(step, first + row)], BELOW_ONE);
+      Floats target = _mm512_broadcast_f32x4(_mm_mul_ps(_mm_load_ps(uniforms), sum));
+      _mm512_store_ps(targets, target);
+      __m512i blocks = _mm512_setzero_si512(), one = _mm512_set1_epi32(1);
+      for (int at = 0; at < QUAD * padded_blocks_; at += LANES) {
+        __mmask16 is_passed =
+            _mm512_cmp_ps_mask(_mm512_load_ps(prefixes_ + at), target, _CMP_LE_OQ);
+        blocks = _mm512_mask_add_epi32(blocks, is_passed, blocks, one);
+      }
+      _mm512_store_si512(passed, blocks);
+    }
+    for (int row = 0; row < count; ++row) {
+      size_t place = place_of(step, first + row);
+      Row &own = rows_[(*active_)[first + row]];
+      own.open_largest = open_most[row];
+      int64_t word = chunk_.forced[place];
+      float logit = 0.0f;
+      if (word >= 0) {
+        logit = compute_logit(first + row, word);
+      } else if (own.is_narrow) {
+        word = choose_among_few(own, std::min(chunk_.uniform[place], BELOW_ONE));
+        logit = own.logits[word];
+      } else if (own.is_greedy) {
+        int block = 0;
+        while (masses.open_largest[QUAD * block + row] != own.open_largest) ++block;
+        std::tie(word, logit) = choose_in(first + row, block, 0.0f);
+      } else {
+        int block = passed[row] + passed[row + 4] + passed[row + 8] + passed[row + 12];
+        block = std::min(block, blocks_ - 1);
+        float before = block > 0 ? prefixes_[QUAD * (block - 1) + row] : 0.0f;
+        std::tie(word, logit) = choose_in(first + row, block, targets[row] - before);
+      }
+      own.token = word;
+      chunk_.tokens[place] = word;
+      chunk_.log_probs[place] = logit - (most[row] + std::log(totals[row]));
+      const float *next = d_.of_words + word * 3 * d_.units;  // what the next step reads, from afar
+      for (int number = 0; number < 3 * d_.units; number += LANES)
+        _mm_prefetch((const char *)(next + number), _MM_HINT_T0);
+    }
+  }
+
+  size_t place_of(int step, size_t at) const {
+    return (size_t)step * chunk_.rows + chunk_.first_row + (*active_)[at];
+  }
+
+  // The logits of one block for one row, again.
+  void compute_logits(size_t at, int number, Floats (&logits)[4]) const {
+    alignas(64) Sum sums[BLOCK];
+    auto block = block_of<OUTPUT_VECTORS>(d_.output, number);
+    multiply<Number, 1, OUTPUT_VECTORS, OUTPUT_VECTORS>(numbers_ + at * stride_, stride_,
+                                                        block.weights, groups_, sums);
+    const Row &row = rows_[(*active_)[at]];
+    for (int each = 0; each < 4; ++each) logits[each] = value_of(block, row, sums, each);
+  }
+
+  float compute_logit(size_t at, int64_t word) const {
+    Floats logits[4];
+    compute_logits(at, word / BLOCK, logits);
+    alignas(64) float own[BLOCK];
+    for (int each = 0; each < 4; ++each) _mm512_store_ps(own + each * LANES, logits[each]);
+    return own[word % BLOCK];
+  }
+
+  // The word of a block up to which masses add up to more than `rest`; or the likeliest one.
+  std::pair<int64_t, float> choose_in(size_t at, int block, float rest) {
+    const Row &row = rows_[(*active_)[at]];
+    Floats logits[4], from = _mm512_set1_ps(row.open_largest);
+    Floats by = _mm512_set1_ps(LOG2_E * row.stretch);
+    alignas(64) float own[BLOCK], values[BLOCK];
+    compute_logits(at, block, logits);
+    for (int each = 0; each < 4; ++each) _mm512_store_ps(own + each * LANES, logits[each]);
+    bar(row, block, logits);
+    for (int each = 0; each < 4; ++each) {
+      if (!row.is_greedy)
+        logits[each] = power_of_two(_mm512_mul_ps(_mm512_sub_ps(logits[each], from), by));
+      _mm512_store_ps(values + each * LANES, logits[each]);
+    }
+    int word = 0;
+    if (row.is_greedy) {
+      while (values[word] != row.open_largest) ++word;
+    } else {
+      float sum = 0.0f;
+      for (int each = 0; each < BLOCK; ++each) {
+        if (!(values[each] > 0.0f)) continue;
+        word = each;  // the last one that has any mass, if by rounding none is reached
+        if ((sum += values[each]) > rest) break;
+      }
+    }
+    return {(int64_t)block * BLOCK + word, own[word]};
+  }
+
+  // Numbers that are ordered as floats are.
+  static uint32_t order_of(float value) {
+    uint32_t bits;
+    std::memcpy(&bits, &value, 4);
+    return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+  }
+
+  // The word of a narrow row: of its top_k likeliest words the fewest that hold top_p of their mass.
+  // Both borders are found bit by bit in the order of the logits; words that are as likely as the last
+  // one stay too.
+  int64_t choose_among_few(Row &row, float uniform) {
+    int words = d_.words;
+    float *masses = rooms.few.of(2 * (size_t)words);
+    auto *orders = reinterpret_cast<uint32_t *>(masses + words);  // 0 = may not be said
+    Floats from = _mm512_set1_ps(row.open_largest), by = _mm512_set1_ps(LOG2_E * row.stretch);
+    for (int block = 0; block < blocks_; ++block) {
+      Floats logits[4];
+      for (int at = 0; at < 4; ++at)
+        logits[at] = _mm512_load_ps(row.logits + block * BLOCK + at * LANES);
+      bar(row, block, logits);
+      for (int at = 0; at < 4; ++at) {
+        int word = block * BLOCK + at * LANES;
+        __m512i bits = _mm512_castps_si512(logits[at]);
+        __m512i flips = _mm512_or_si512(_mm512_srai_epi32(bits, 31),
+                                        _mm512_set1_epi32((int)0x80000000u));
+        __mmask16 is_open =
+            _mm512_cmp_ps_mask(logits[at], _mm512_set1_ps(LOWEST / 2), _CMP_GT_OQ);
+        Floats mass = power_of_two(_mm512_mul_ps(_mm512_sub_ps(logits[at], from), by));
+        _mm512_store_si512(orders + word, _mm512_maskz_xor_epi32(is_open, bits, flips));
+        _mm512_store_ps(masses + word, _mm512_maskz_mov_ps(is_open, mass));
+      }
+    }
+    auto count_from = [&](uint32_t border) {
+      int count = 0;
+      __m512i least = _mm512_set1_epi32((int)border);
+      for (int word = 0; word < words; word += LANES)
+        count += __builtin_popcount(
+            _mm512_cmp_epu32_mask(_mm512_load_si512(orders + word), least, _MM_CMPINT_NLT));
+      return count;
+    };
+    auto mass_above = [&](uint32_t border) {
+      Floats sum = _mm512_setzero_ps();
+      __m512i least = _mm512_set1_epi32((int)border);
+      for (int word = 0; word < words; word += LANES) {
+        __mmask16 above =
+            _mm512_cmp_epu32_mask(_mm512_load_si512(orders + word), least, _MM_CMPINT_NLE);
+        sum = _mm512_mask_add_ps(sum, above, sum, _mm512_load_ps(masses + word));
+      }
+      return _mm512_reduce_add_ps(sum);
+    };
+    uint32_t least = 0;  // order of the last word that stays
+    if (row.top_k > 0)
+      for (uint32_t bit = 0x80000000u; bit > 0; bit /= 2)
+        if (count_from(least | bit) >= row.top_k) least |= bit;
+    if (row.top_p < 1.0f) {
+      float total = mass_above(least);
+      if (least > 0) {
+        float of_last = 0.0f;
+        for (int word = 0; word < words; ++word)
+          if (orders[word] == least) of_last = masses[word];
+        total += (float)(row.top_k - count_from(least + 1)) * of_last;
+      }
+      uint32_t border = 0;  // above it lies top_p of the mass
+      for (uint32_t bit = 0x80000000u; bit > 0; bit /= 2)
+        if (mass_above(border | bit) >= row.top_p * total) border |= bit;
+      uint32_t top = order_of(row.open_largest);  // which stays, whatever top_p
+      least = std::max(least, border < top ? border + 1 : top);
+    }
+    float total = 0.0f, sum = 0.0f;
+    for (int word = 0; word < words; ++word)
+      if (orders[word] >= least) total += masses[word];
+    float target = uniform * total;
+    int64_t chosen = 0;
+    for (int word = 0; word < words; ++word) {
+      if (orders[word] < least || !(masses[word] > 0.0f)) continue;
+      chosen = word;
+      if ((sum += masses[word]) > target) break;
+    }
+    return chosen;
+  }
+
+  const Decoder &d_;
+  const Chunk &chunk_;
+  int groups_, blocks_, padded_blocks_;
+  size_t stride_;
+  Number *numbers_;
+  float *masses_, *prefixes_;
+  Stretches *stretches_;
+  Row *rows_ = nullptr;
+  std::vector<int> *active_ = nullptr;
+  bool has_begun_ = false;
+};
+
+bool are_words(const Decoder &decoder, const Chunk &chunk) {
+  for (int at = chunk.first_row; at < chunk.first_row + chunk.num_rows; ++at) {
+    if (chunk.token[at] < 0 || chunk.token[at] >= decoder.vocabulary) return false;
+    for (int step = 0; step < chunk.steps; ++step)
+      if (chunk.forced[(size_t)step * chunk.rows + at] >= decoder.vocabulary) return false;
+  }
+  return true;
+}
+
+}  // namespace
+
+extern "C" {
+
+// Ask the kernel for AMX's registers, for all threads; 1 if they may be used.
+EXPORTED int siserve_ask_for_tiles() {
+  constexpr int ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18;
+  return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
+}
+
+// The digest of the source that this was made of.
+EXPORTED const char *siserve_source() { return SOURCE; }
+
+// Run a chunk; 1 if a token is none of the vocabulary. Several threads may run chunks, and rows of
+// one chunk, at once.
+EXPORTED int siserve_run(const Decoder *decoder, const Chunk *chunk) {
+  if (!are_words(*decoder, *chunk)) return 1;
+  if (decoder->may_use_tiles) {
+    static const TileShapes shapes;
+    _tile_loadconfig(&shapes);
+  }
+  if (decoder->has_integers)
+    Run<uint8_t>(*decoder, *chunk).run();
+  else
+    Run<float>(*decoder, *chunk).run();
+  if (decoder->may_use_tiles) _tile_release();
+  return 0;
+}
+
+}  // extern "C"
