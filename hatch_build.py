@@ -18,8 +18,8 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-SOURCE = Path("service/siserve/serving/fused/steps.cpp")
-LIBRARY = SOURCE.with_name("libsiserve_steps.so")
+FOLDER = Path("service/siserve/serving/fused")
+LIBRARY = FOLDER / "libsiserve_kernels.so"
 #: What the kernels take of a CPU is looked for before they are loaded.
 FLAGS = (
     *("-std=c++17", "-O3", "-ffp-contract=off", "-fPIC", "-shared", "-fvisibility=hidden"),
@@ -44,10 +44,11 @@ class KernelHook(BuildHookInterface):  # type: ignore[misc]
 
 
 def compiled(root: Path) -> bool:
-    """Say whether there are kernels of the source as it is, and make them if there are none."""
+    """Say whether there are kernels of the sources as they are, and make them if there are none."""
     if sys.platform != "linux" or platform.machine() != "x86_64":
         return False
-    digest = hashlib.sha256((root / SOURCE).read_bytes()).hexdigest()
+    sources = sorted((root / FOLDER).glob("*.[ch]pp"))
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
     library = root / LIBRARY
     if library.exists() and digest.encode() in library.read_bytes():
         return True
@@ -55,9 +56,10 @@ def compiled(root: Path) -> bool:
     if shutil.which(compiler[0]) is None:
         print(f"no {compiler[0]}: siserve is made without kernels for CPUs", file=sys.stderr)
         return False
+    units = [str(path) for path in sources if path.suffix == ".cpp"]
     made = library.with_suffix(f".{os.getpid()}")
     told = subprocess.run(
-        [*compiler, *FLAGS, f'-DSOURCE="{digest}"', str(root / SOURCE), "-o", str(made)],
+        [*compiler, *FLAGS, f'-DSOURCE="{digest}"', *units, "-o", str(made)],
         capture_output=True,
         text=True,
     )

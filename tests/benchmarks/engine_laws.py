@@ -93,7 +93,7 @@ def sampler_holds(
     """
     opened = open_bundle(bundle)
     sessions = load_sessions(opened, device, 2, precision)  # type: ignore[arg-type]
-    steps = sessions.chunk_steps if device == "cuda" else 1
+    steps = sessions.chunk_steps(1) if device == "cuda" else 1
     expected = draws * _first_word(sessions, opened.manifest)
     found = np.zeros(len(expected))
     for first in range(0, draws, ROWS):

@@ -1,6 +1,5 @@
 """The kernels for CPUs give what onnxruntime gives by the decoder's graphs."""
 
-import hashlib
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -10,9 +9,10 @@ import pytest
 from siserve.bundle import open_bundle
 from siserve.bundle.errors import BundleError
 from siserve.serving.engine import EngineOptions
-from siserve.serving.fused import cpu
-from siserve.serving.fused.cpu import CpuDecoder, CpuLibrary, CpuTables, cpu_library
-from siserve.serving.fused.loading import load_on_cpu
+from siserve.serving.fused import cpu, native
+from siserve.serving.fused.cpu import CpuDecoder, CpuTables
+from siserve.serving.fused.loading import load_decoders_on_cpu
+from siserve.serving.fused.native import CpuLibrary, cpu_library, source_digest
 from siserve.serving.fused.weights import DecoderWeights, NotFused
 from siserve.serving.graphs import at_rows, place_of_rows
 from siserve.serving.loading import load_model
@@ -32,7 +32,7 @@ def why_not():
         return str(reason)
 
 
-LIBRARY = Path(cpu.__file__).with_name("libsiserve_steps.so")
+LIBRARY = Path(native.__file__).with_name("libsiserve_kernels.so")
 REASON = why_not()
 pytestmark = pytest.mark.skipif(bool(REASON), reason=f"no kernels for CPUs here: {REASON}")
 BOTH = pytest.mark.parametrize("has_integers", [False, True], ids=["float32", "integers"])
@@ -256,7 +256,7 @@ def test_no_rows_are_no_work(exact, manifest):
 
 
 def test_a_cpu_without_their_instructions_is_told_by_the_first_of_them(monkeypatch):
-    monkeypatch.setattr(cpu, "_cpu_flags", lambda: {"avx512f", "avx512bw"})
+    monkeypatch.setattr(native, "_cpu_flags", lambda: {"avx512f", "avx512bw"})
     with pytest.raises(NotFused, match="the CPU has no avx512dq"):
         cpu_library.__wrapped__()
 
@@ -264,15 +264,13 @@ def test_a_cpu_without_their_instructions_is_told_by_the_first_of_them(monkeypat
 def test_an_installation_without_them_or_with_those_of_another_source_is_told(
     monkeypatch, tmp_path
 ):
-    monkeypatch.setattr(cpu, "_LIBRARY", "no.so")
+    monkeypatch.setattr(native, "_LIBRARY", "no.so")
     with pytest.raises(NotFused, match="made without a C\\+\\+ compiler"):
         cpu_library.__wrapped__()
     monkeypatch.undo()
-    path = LIBRARY
-    own = hashlib.sha256((path.with_name("steps.cpp")).read_bytes()).hexdigest().encode()
-    other = tmp_path / "libsiserve_steps.so"
-    other.write_bytes(path.read_bytes().replace(own, b"0" * 64))
-    with pytest.raises(NotFused, match="was not made of steps.cpp; install siserve again"):
+    other = tmp_path / LIBRARY.name
+    other.write_bytes(LIBRARY.read_bytes().replace(source_digest().encode(), b"0" * 64))
+    with pytest.raises(NotFused, match="was made of other sources; install siserve again"):
         CpuLibrary(other, False)
 
 
@@ -286,7 +284,7 @@ def test_a_bundle_without_a_golden_request_is_left_to_onnxruntime(bundle):
     opened = open_bundle(bundle)
     without = replace(opened, manifest=opened.manifest.model_copy(update={"golden": None}))
     with pytest.raises(NotFused, match="has no golden request to try them by"):
-        load_on_cpu(without, True, 1)
+        load_decoders_on_cpu(without, True, 1)
     assert not load_sessions(without, "cpu", 1).has_kernels
 
 
@@ -299,7 +297,7 @@ def test_kernels_whose_rows_depend_on_each_other_are_not_used(bundle, monkeypatc
 
     monkeypatch.setattr(CpuDecoder, "run", by_number)
     with pytest.raises(NotFused, match="a row's log_probs depends on its neighbours"):
-        load_on_cpu(open_bundle(bundle), False, 1)
+        load_decoders_on_cpu(open_bundle(bundle), False, 1)
 
 
 def model_of(path, kernels="auto"):
@@ -342,3 +340,8 @@ def test_weights_of_another_kind_of_decoder_are_refused_by_name(bundle, manifest
     weights = {**weights_of(bundle), "decoder.more": np.zeros(3)}
     with pytest.raises(NotFused, match="the decoder has decoder.more too"):
         DecoderWeights.of(weights, manifest)
+
+
+def test_few_rows_have_longer_chunks_and_those_of_a_loop_do_not(sessions, graphs):
+    assert [sessions.chunk_steps(rows) for rows in (1, 32, 33)] == [8, 8, 4]
+    assert [graphs.chunk_steps(rows) for rows in (1, 33)] == [4, 4]

@@ -1,9 +1,10 @@
-"""Decode a fixed number of steps through the graph that the engine runs, in the engine's chunks.
+"""Decode a fixed number of steps through the decoder that the engine runs, in the engine's chunks.
 
 Rows are free: each takes the token that it draws at temperature 1. A row that ended within a chunk
-goes on after it with some word, because the graph does the same work for an ended row and the
-figure is the time of a fixed number of steps. The contexts' encoding is not timed; the numbers that
-tokens are drawn by are, which are drawn at once, as the engine draws them.
+goes on after it with some word. Within the chunk a decoder may have no more work with it, so the
+time is told for as many steps as were alive: what it took, times all steps over those. The
+contexts' encoding is not timed; the numbers that tokens are drawn by are, which are drawn at once,
+as the engine draws them.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class Decoding:
         self._end = manifest.tokens.end
         special = set(manifest.tokens.model_dump().values())
         self._word = next(id_ for id_ in range(manifest.sizes.vocabulary) if id_ not in special)
-        self._chunk_steps = sessions.chunk_steps
+        self._chunk_steps = sessions.chunk_steps(rows)
         self._rows = np.arange(rows)
         c = np.repeat(_encode(sessions, manifest, self._word), rows, axis=0)  # (R, C)
         eps_z = noise.normals(_SEED, self._rows, manifest.sizes.prior_noise)
@@ -62,15 +63,17 @@ class Decoding:
         }
 
     def seconds(self, steps: int) -> float:
-        """Decode as many steps of every row and time it."""
-        token, state = self._first, self._state
+        """Decode as many steps of every row and tell the time of all, had none of them ended."""
+        token, state, alive = self._first, self._state, 0
         started = time.perf_counter()
         uniform = noise.uniforms(_SEED, self._rows, 0, steps)
         for first in range(0, steps, self._chunk_steps):
             chunk = uniform[first : first + self._chunk_steps]
             tokens, _, state = self._decoder.run(self._inputs(token, state, chunk))
-            token = np.where(tokens[-1] == self._end, self._word, tokens[-1])
-        return time.perf_counter() - started
+            has_ended = tokens == self._end
+            alive += has_ended.size - int(has_ended[:-1].sum())  # the step that ends a row is one
+            token = np.where(has_ended[-1], self._word, tokens[-1])
+        return (time.perf_counter() - started) * steps * len(self._rows) / alive
 
     def _inputs(
         self, token: NDArray[np.int64], state: AnyArray, uniform: NDArray[np.float32]

@@ -2,7 +2,8 @@
 
 A step reads every weight of the recurrent layer and of the output layer once and multiplies it with
 every row. So it takes at least the bytes over the read bandwidth of a working set of that size, and
-the operations over the best rate at which onnxruntime multiplies matrices in that precision.
+the operations over the best rate at which onnxruntime, or a kernel of our own that does nothing
+else, multiplies matrices in that precision.
 Sampling, tanh and the embedding's rows are left out, which makes the floor lower.
 """
 
@@ -10,14 +11,16 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 import onnxruntime
 
 from siserve.bench.onnx_bytes import product_model
+from siserve.serving.fused.cpu import CpuDecoder
 
 __all__ = ["Rates", "StepWork", "floor_seconds", "measure_rates"]
 
@@ -26,6 +29,7 @@ Precision = Literal["fp32", "int8"]
 _BYTES_OF_WEIGHT = {"fp32": 4, "int8": 1}
 #: (rows, inner, columns): the output layer's shape at several batches, and a friendly cube.
 _SHAPES = ((80, 400, 10_000), (320, 400, 10_000), (1024, 1024, 1024))
+_ROWS_OF_KERNELS = (80, 320)
 _Read = Callable[[], object]
 
 
@@ -67,7 +71,11 @@ def floor_seconds(work: StepWork, rows: int, precision: Precision, rates: Rates)
 
 
 def measure_rates(
-    size: int, precision: Precision, threads: int, seconds: float = 0.05
+    size: int,
+    precision: Precision,
+    threads: int,
+    seconds: float = 0.05,
+    kernels: CpuDecoder | None = None,
 ) -> dict[str, Any]:
     """Measure both rates.
 
@@ -76,6 +84,7 @@ def measure_rates(
         precision: of the products.
         threads: of either.
         seconds: each single measurement takes about as long.
+        kernels: in that precision, if they run on this machine.
 
     Returns:
         The fields of Rates.
@@ -84,7 +93,10 @@ def measure_rates(
         *(_read_rate(read, size, threads, seconds) for read in (_read_largest, _read_dot)),
         _stream_rate(size, precision, threads, seconds),
     )
-    arithmetic = max(_product_rate(*shape, precision, threads, seconds) for shape in _SHAPES)
+    rates = [_product_rate(*shape, precision, threads, seconds) for shape in _SHAPES]
+    if kernels is not None:
+        rates += [_kernel_rate(kernels, rows, threads, seconds) for rows in _ROWS_OF_KERNELS]
+    arithmetic = max(rates)
     return asdict(Rates(bandwidth, arithmetic))
 
 
@@ -100,13 +112,25 @@ def _read_dot(size: int) -> _Read:
 
 def _read_rate(make: Callable[[int], _Read], size: int, threads: int, seconds: float) -> float:
     """Read a working set again and again, each thread its own part; numpy lets go of the GIL."""
-    reads = [make(size // threads) for _ in range(threads)]
+    return (
+        size / threads * _calls_a_second([make(size // threads) for _ in range(threads)], seconds)
+    )
+
+
+def _kernel_rate(kernels: CpuDecoder, rows: int, threads: int, seconds: float) -> float:
+    """Multiply in each thread as many rows with the output layer's weights."""
+    calls = _calls_a_second([partial(kernels.multiply, rows)] * threads, seconds)
+    return calls * kernels.operations(rows)
+
+
+def _calls_a_second(works: Sequence[_Read], seconds: float) -> float:
+    """Call in as many threads, each again and again; return the sum of their best rates."""
     rates: list[float] = []
 
-    def run(read: _Read) -> None:
-        rates.append(size / threads / _seconds_of(read, seconds))
+    def run(work: _Read) -> None:
+        rates.append(1 / _seconds_of(work, seconds))
 
-    runners = [threading.Thread(target=run, args=(read,)) for read in reads]
+    runners = [threading.Thread(target=run, args=(work,)) for work in works]
     for runner in runners:
         runner.start()
     for runner in runners:

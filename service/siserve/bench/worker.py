@@ -67,9 +67,18 @@ def _decode(asked: dict[str, Any]) -> Answer:
 def _rates(asked: dict[str, Any]) -> Answer:
     """Measure the roofline of {"bytes", "precision"} for the worker's threads."""
     from siserve.bench.roofline import measure_rates
+    from siserve.bundle.verify import open_bundle
+    from siserve.serving.fused.loading import NotFused, load_decoders_on_cpu
+
+    try:
+        exact, in_integers = load_decoders_on_cpu(open_bundle(Path(asked["bundle"])), True, 1)
+        own = {"fp32": exact, "int8": in_integers}
+    except NotFused:
+        own = {}
 
     def answer(told: dict[str, Any]) -> dict[str, Any]:
-        return measure_rates(told["bytes"], told["precision"], asked["threads"])
+        precision, threads = told["precision"], asked["threads"]
+        return measure_rates(told["bytes"], precision, threads, kernels=own.get(precision))
 
     return answer
 

@@ -67,7 +67,7 @@ class Engine:
                 manifest,
                 encoder,
                 self._jobs,
-                options.chunk_steps or sessions.chunk_steps,
+                options.chunk_steps,
             )
             for number in range(options.workers)
         ]

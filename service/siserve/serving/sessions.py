@@ -27,7 +27,12 @@ from siserve.bundle.tensors import (
 from siserve.bundle.verify import Bundle
 from siserve.serving.cores import usable_cores
 from siserve.serving.fused.cpu import CpuDecoder
-from siserve.serving.fused.loading import NotFused, load_fused, load_on_cpu
+from siserve.serving.fused.loading import (
+    NotFused,
+    load_decoders_on_cpu,
+    load_encoders_on_cpu,
+    load_fused,
+)
 from siserve.serving.graphs import AnyArray, GraphSession, Runs
 from siserve.serving.recorded import COUNTS, RecordedDecoder, session_tapes
 
@@ -51,6 +56,7 @@ Kernels = Literal["auto", "off"]
 _CUDA = "CUDAExecutionProvider"
 _CPU = "CPUExecutionProvider"
 _CHUNK_STEPS = 4  # of a decoder with a loop
+_FEW_ROWS = 32
 _log = logging.getLogger(__name__)
 
 
@@ -91,14 +97,21 @@ class Sessions:
     exact_decoder: Runs
     device: Literal["cuda", "cpu"]
     precision: Literal["fp32", "int8", "tf32"]
-    utterance_encoder: GraphSession | None = None
-    dialog_encoder: GraphSession | None = None
+    utterance_encoder: Runs | None = None
+    dialog_encoder: Runs | None = None
     has_kernels: bool = False
 
-    @property
-    def chunk_steps(self) -> int:
-        """Steps of a run of the decoder: all of a recording, else few, so that rows come and go."""
-        return UNROLLED_STEPS if isinstance(self.decoder, RecordedDecoder) else _CHUNK_STEPS
+    def chunk_steps(self, num_rows: int) -> int:
+        """Steps of a run of the decoder: all of a recording, else few, so that rows come and go.
+
+        Steps of few rows are short, and a kernel has no work with rows that have ended, so there a
+        run may have more of them.
+        """
+        if isinstance(self.decoder, RecordedDecoder):
+            return UNROLLED_STEPS
+        if isinstance(self.decoder, CpuDecoder) and num_rows <= _FEW_ROWS:
+            return 2 * _CHUNK_STEPS
+        return _CHUNK_STEPS
 
     def run(self, graph: Graph, inputs: Mapping[str, AnyArray]) -> Sequence[AnyArray]:
         """Run one of the graphs of siserve.bundle.tensors."""
@@ -219,8 +232,13 @@ def _load(
         GraphSession(graph, _session(bundle, graph, "cpu", 1))
         for graph in (UTTERANCE_ENCODER, DIALOG_ENCODER)
     )
-    encoder = _ContextEncoderInSteps(utterance, dialog)
-    return Sessions(encoder, *own, utterance, dialog, has_kernels)
+    encoders: tuple[Runs, Runs] = (utterance, dialog)
+    if kernels == "auto":
+        try:
+            encoders = load_encoders_on_cpu(bundle, utterance, dialog)
+        except NotFused as reason:
+            _log.info("onnxruntime encodes contexts, not siserve's kernels: %s", reason)
+    return Sessions(_ContextEncoderInSteps(*encoders), *own, *encoders, has_kernels)
 
 
 def _decoders(
@@ -233,7 +251,7 @@ def _decoders(
     """Make the decoder in float32 and the one that draws responses."""
     if device == "cpu" and kernels == "auto":
         try:
-            return load_on_cpu(bundle, precision == "int8", threads)
+            return load_decoders_on_cpu(bundle, precision == "int8", threads)
         except NotFused as reason:
             _log.info("onnxruntime decodes, not siserve's kernels: %s", reason)
     exact = GraphSession(DECODER, _session(bundle, DECODER, device, threads))

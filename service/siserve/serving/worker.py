@@ -34,7 +34,8 @@ class Worker:
         manifest: of their bundle.
         encoder: of contexts, which workers share.
         jobs: what waits; it is told of rows in flight and of their pace.
-        chunk_steps: steps between two looks at who is done and who waits.
+        chunk_steps: steps between two looks at who is done and who waits; None = as the decoder
+            has them.
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class Worker:
         manifest: Manifest,
         encoder: ContextEncoder,
         jobs: JobQueue,
-        chunk_steps: int,
+        chunk_steps: int | None,
     ) -> None:
         self._sessions = sessions
         self._manifest = manifest
@@ -168,7 +169,7 @@ class Worker:
     def _decode_chunk(self) -> None:
         num_rows, started = len(self._rows), time.perf_counter()
         try:
-            given = self._rows.inputs(self._chunk_steps)
+            given = self._rows.inputs(self._chunk_steps or self._sessions.chunk_steps(num_rows))
             tokens, log_probs, state = self._sessions.decoder.run(given)
         except Exception as error:  # the jobs fail, the engine goes on
             _log.exception("decoding failed")

@@ -9,15 +9,17 @@ import numpy as np
 from siserve.bundle.manifest import Manifest
 from siserve.bundle.tensors import DECODER, UNROLLED_STEPS
 from siserve.bundle.verify import Bundle
-from siserve.serving.fused.cpu import CpuDecoder, CpuTables, cpu_library
+from siserve.serving.fused.cpu import CpuDecoder, CpuTables
+from siserve.serving.fused.cpu_encoder import CpuDialogEncoder, CpuUtteranceEncoder
 from siserve.serving.fused.cuda import CudaMachine
 from siserve.serving.fused.layout import Layout
+from siserve.serving.fused.native import cpu_library
 from siserve.serving.fused.tapes import Machine, fused_tapes, kernel_source
-from siserve.serving.fused.weights import DecoderWeights, NotFused
+from siserve.serving.fused.weights import DecoderWeights, NotFused, read_weights
 from siserve.serving.graphs import AnyArray, Runs, at_rows, place_of_rows
 from siserve.serving.recorded import RecordedDecoder
 
-__all__ = ["NotFused", "load_fused", "load_on_cpu"]
+__all__ = ["NotFused", "load_decoders_on_cpu", "load_encoders_on_cpu", "load_fused"]
 
 #: Log-probabilities by products in TF32 and in float32 may differ by so much; eight steps of the
 #: embedded model showed 0.01.
@@ -26,6 +28,8 @@ _TOLERANCE = 0.05
 #: of two words, rounding decides.
 _LEAST_EQUAL = 0.8
 _CHECKED_ROWS = 60
+_CHECKED_UTTERANCES = 6
+_TOLERANCE_OF_ENCODERS = 1e-4  # float32 in another order; the embedded model shows 1e-6
 _ROWS_TOGETHER = 21  # more than a tile of AMX
 
 
@@ -60,7 +64,9 @@ def load_fused(
     return fused
 
 
-def load_on_cpu(bundle: Bundle, has_integers: bool, threads: int) -> tuple[CpuDecoder, CpuDecoder]:
+def load_decoders_on_cpu(
+    bundle: Bundle, has_integers: bool, threads: int
+) -> tuple[CpuDecoder, CpuDecoder]:
     """Make the decoders of a bundle that run on this CPU.
 
     Nothing holds them against decoder.onnx, which takes as long to load as all else together: the
@@ -89,6 +95,46 @@ def load_on_cpu(bundle: Bundle, has_integers: bool, threads: int) -> tuple[CpuDe
     drawing = CpuDecoder(library, tables, weights, True, threads)
     _check_rows_alone(drawing, bundle.manifest)
     return exact, drawing
+
+
+def load_encoders_on_cpu(
+    bundle: Bundle, utterance_encoder: Runs, dialog_encoder: Runs
+) -> tuple[CpuUtteranceEncoder, CpuDialogEncoder]:
+    """Make the encoders of a bundle that run on this CPU, and hold them against its graphs.
+
+    Raises:
+        NotFused: if the kernels are not for this model, this CPU or this installation, or do not
+            do what the graphs do.
+    """
+    library, sizes = cpu_library(), bundle.manifest.sizes
+    of_contexts = ("utterance_encoder.", "context_encoder.", "topic_embedding.", "embedding.")
+    weights = read_weights(bundle, *of_contexts)
+    utterance = CpuUtteranceEncoder(library, weights)
+    dialog = CpuDialogEncoder(library, weights, sizes.context)
+    rng = np.random.default_rng(0)
+    ids = rng.integers(1, sizes.vocabulary, (_CHECKED_UTTERANCES, 9))
+    ids[0, 1:], ids[1, 4:] = 0, 0  # padding
+    told = {"ids": ids}
+    expected = utterance_encoder.run(told)[0]
+    shape = (2, _CHECKED_UTTERANCES // 2, -1)
+    turns = {
+        "vectors": expected.reshape(shape),
+        "floor": rng.integers(0, 2, shape[:2]),
+        "num_utterances": np.array([1, shape[1]]),
+        "topic": np.array([0, 1]),
+        "profile": rng.random((2, 8), np.float32),
+    }
+    try:
+        pairs = [
+            (utterance.run(told)[0], expected),
+            (dialog.run(turns)[0], dialog_encoder.run(turns)[0]),
+        ]
+        off = max(float(np.abs(got - wanted).max()) for got, wanted in pairs)
+    except (ValueError, IndexError) as error:
+        raise NotFused(f"shapes of its encoders do not fit: {error}") from None
+    if not off < _TOLERANCE_OF_ENCODERS:
+        raise NotFused(f"they differ from its encoders by {off:.2g}")
+    return utterance, dialog
 
 
 def _check_rows_alone(decoder: Runs, manifest: Manifest) -> None:

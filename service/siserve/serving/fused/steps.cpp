@@ -1,77 +1,31 @@
 // Steps of a decoder on a CPU with AVX-512 and VNNI, and with AMX where there is one.
 //
 // A step is a GRU's, the output layer with the masses of its words, and the choice of a word. Rows
-// are responses. Weights lie in blocks of VECTORS vectors of 16 columns: for each group of numbers
-// that are added up together (4 in 8-bit integers, 1 in float32) vector after vector. So a product
-// reads a block once, from one end to the other, whether by VNNI, by AMX or in float32.
-//
-// No logit is kept, but those of rows that choose among few words: of a block of 64 words a row keeps
-// its masses, and the logits of the one block that it chooses are computed again.
-//
-// Whatever the rows beside it, the numbers of a row are added up in one order: its bits do not depend
-// on its neighbours. Products of integers are exact, so VNNI and AMX give the same bits too. Compile
-// with -ffp-contract=off, so that the compiler does not decide what is rounded.
+// are responses. No logit is kept, but those of rows that choose among few words: of a block of 64
+// words a row keeps its masses, and the logits of the one block that it chooses are computed again.
 
-#include <immintrin.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include <algorithm>
-#include <array>
 #include <cmath>
-#include <cstddef>
-#include <cstdint>
-#include <cstdlib>
-#include <cstring>
-#include <memory>
 #include <tuple>
-#include <utility>
 #include <vector>
 
-#ifndef SOURCE
-#define SOURCE ""  // the digest of this file
-#endif
-#define EXPORTED __attribute__((visibility("default")))
+#include "products.hpp"
 
 namespace {
 
-constexpr int LANES = 16;
-constexpr int OUTPUT_VECTORS = 4;                    // of a block of words
-constexpr int BLOCK = LANES * OUTPUT_VECTORS;        // words whose masses are added up
-constexpr int GATE_VECTORS = 3;                      // r, z and n of 16 units
-constexpr int FIRST_VECTORS = 2;                     // of a block of the first state's units
-constexpr int QUAD = 4;                              // rows whose masses lie together
-constexpr int TILE = 16;                             // rows of one of AMX's registers
-constexpr int TILE_BYTES = 64;                       // numbers of a row of it
-constexpr int MANY = 3;                              // rows from which AMX is faster than VNNI
-constexpr float LOWEST = -1e30f;                     // logit of a word that may not be said
-constexpr float LOG2_E = 1.44269504f;
+constexpr int OUTPUT_VECTORS = 4;                     // of a block of words
+constexpr int BLOCK = LANES * OUTPUT_VECTORS;         // words whose masses are added up
+constexpr int FIRST_VECTORS = 2;                      // of a block of the first state's units
+constexpr int QUAD = 4;                               // rows whose masses lie together
+constexpr float LOWEST = -1e30f;                      // logit of a word that may not be said
 constexpr float BELOW_ONE = 1.0f - 1.0f / (1 << 20);  // keeps u * total below the total
 constexpr float LEAST_TEMPERATURE = 1e-5f;
-// 2 to the power of x in [-1/2, 1/2] is 1 + x (P1 + x (P2 + ...)), to 1e-7 of it.
-constexpr float P1 = 0.69314700f, P2 = 0.24022242f, P3 = 0.055507336f, P4 = 0.0096715130f;
-constexpr float P5 = 0.0013264727f;
-constexpr float LEVELS = 127.0f;                     // of an activation, to either side of 0
+constexpr float LEVELS = 127.0f;                      // of an activation, to either side of 0
 constexpr int ZERO_POINT = 128;
 
-using Floats = __m512;
-
-template <typename Work, int... AT>
-[[gnu::always_inline]] inline void each_of(const Work &work, std::integer_sequence<int, AT...>) {
-  (work(std::integral_constant<int, AT>{}), ...);
-}
-
-// Do something with 0 to COUNT - 1, which are constants to the compiler, so that arrays which they
-// index may lie in registers.
-template <int COUNT, typename Work>
-[[gnu::always_inline]] inline void each(const Work &work) {
-  each_of(work, std::make_integer_sequence<int, COUNT>{});
-}
-
 }  // namespace
-
-extern "C" {
-
 
 // A decoder. Its units are filled up to a multiple of 16, its words to a multiple of 64, with a bias of
 // -1e30. Memory that it points to starts with a cache line and may be read a page beyond its end.
@@ -101,197 +55,10 @@ struct Chunk {
   float *log_probs, *state_out;
 };
 
-}  // extern "C"
-
 namespace {
-
-// Memory that starts with a cache line. It grows, and its content is lost then.
-template <typename Kind>
-class Room {
- public:
-  Kind *of(size_t size) {
-    if (size > size_) {
-      size_t bytes = (size * sizeof(Kind) + 4095) / 4096 * 4096;
-      memory_.reset(static_cast<Kind *>(std::aligned_alloc(4096, bytes)));
-      if (!memory_) std::abort();
-      std::memset(static_cast<void *>(memory_.get()), 0, bytes);
-      size_ = size;
-    }
-    return memory_.get();
-  }
-
- private:
-  struct Free {
-    void operator()(Kind *memory) const { std::free(memory); }
-  };
-  std::unique_ptr<Kind, Free> memory_;
-  size_t size_ = 0;
-};
-
-// 2 to a power that is at most some hundred, to two units in the last place; 0 far below.
-[[gnu::always_inline]] inline Floats power_of_two(Floats power) {
-  Floats whole = _mm512_roundscale_ps(power, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  Floats rest = _mm512_sub_ps(power, whole);  // in [-1/2, 1/2]
-  Floats value = _mm512_set1_ps(P5);
-  value = _mm512_fmadd_ps(value, rest, _mm512_set1_ps(P4));
-  value = _mm512_fmadd_ps(value, rest, _mm512_set1_ps(P3));
-  value = _mm512_fmadd_ps(value, rest, _mm512_set1_ps(P2));
-  value = _mm512_fmadd_ps(value, rest, _mm512_set1_ps(P1));
-  value = _mm512_fmadd_ps(value, rest, _mm512_set1_ps(1.0f));
-  return _mm512_scalef_ps(value, whole);
-}
-
-inline Floats sigmoid(Floats value) {
-  Floats power = power_of_two(_mm512_min_ps(
-      _mm512_mul_ps(value, _mm512_set1_ps(-LOG2_E)), _mm512_set1_ps(126.0f)));
-  return _mm512_div_ps(_mm512_set1_ps(1.0f), _mm512_add_ps(_mm512_set1_ps(1.0f), power));
-}
-
-inline Floats tanh(Floats value) {
-  Floats twice = sigmoid(_mm512_add_ps(value, value));
-  return _mm512_fmsub_ps(twice, _mm512_set1_ps(2.0f), _mm512_set1_ps(1.0f));
-}
 
 inline float stretch_of(float temperature) {
   return temperature <= 0.0f ? 1.0f : 1.0f / std::max(temperature, LEAST_TEMPERATURE);
-}
-
-template <typename Number>
-struct Of;
-
-template <>
-struct Of<float> {
-  using Weight = float;
-  using Sum = float;
-  using Sums = __m512;
-  static constexpr int GROUP = 1;
-  static constexpr int TOLD = 1;  // vectors that stand before the weights, for each vector of columns
-
-  [[gnu::always_inline]] static Sums zero() { return _mm512_setzero_ps(); }
-  [[gnu::always_inline]] static Sums weight(const float *place) { return _mm512_load_ps(place); }
-  [[gnu::always_inline]] static Sums number(const float *place) { return _mm512_set1_ps(*place); }
-  [[gnu::always_inline]] static Sums add(Sums sum, Sums number, Sums weight) {
-    return _mm512_fmadd_ps(number, weight, sum);
-  }
-  [[gnu::always_inline]] static void store(float *place, Sums sum) { _mm512_store_ps(place, sum); }
-};
-
-template <>
-struct Of<uint8_t> {
-  using Weight = int8_t;
-  using Sum = int32_t;
-  using Sums = __m512i;
-  static constexpr int GROUP = 4;
-  static constexpr int TOLD = 3;
-
-  [[gnu::always_inline]] static Sums zero() { return _mm512_setzero_si512(); }
-  [[gnu::always_inline]] static Sums weight(const int8_t *place) {
-    return _mm512_load_si512(place);
-  }
-  [[gnu::always_inline]] static Sums number(const uint8_t *place) {
-    int32_t four;
-    std::memcpy(&four, place, 4);
-    return _mm512_set1_epi32(four);
-  }
-  [[gnu::always_inline]] static Sums add(Sums sum, Sums number, Sums weight) {
-    return _mm512_dpbusd_epi32(sum, number, weight);
-  }
-  [[gnu::always_inline]] static void store(int32_t *place, Sums sum) {
-    _mm512_store_si512(place, sum);
-  }
-};
-
-// Rows times VECTORS of the vectors of a block, to sums of 16 columns each. A row's numbers lie at
-// `stride` from those of the row before; of the BLOCK_VECTORS vectors of a block the first ones are
-// multiplied.
-template <typename Number, int ROWS, int VECTORS, int BLOCK_VECTORS>
-void multiply(const Number *rows, size_t stride, const typename Of<Number>::Weight *weights,
-              int groups, typename Of<Number>::Sum *sums) {
-  using By = Of<Number>;
-  constexpr int WIDTH = LANES * By::GROUP;
-  typename By::Sums sum[ROWS * VECTORS];
-  each<ROWS * VECTORS>([&](auto at) [[gnu::always_inline]] { sum[at] = By::zero(); });
-  for (int group = 0; group < groups; ++group) {
-    typename By::Sums weight[VECTORS];
-    each<VECTORS>([&](auto at) [[gnu::always_inline]] {
-      weight[at] = By::weight(weights + at * WIDTH);
-    });
-    each<ROWS>([&](auto row) [[gnu::always_inline]] {
-      typename By::Sums number = By::number(rows + row * stride);
-      each<VECTORS>([&](auto at) [[gnu::always_inline]] {
-        constexpr int own = row * VECTORS + at;
-        sum[own] = By::add(sum[own], number, weight[at]);
-      });
-    });
-    weights += BLOCK_VECTORS * WIDTH;
-    rows += By::GROUP;
-  }
-  each<ROWS * VECTORS>([&](auto at) [[gnu::always_inline]] {
-    By::store(sums + (at / VECTORS * BLOCK_VECTORS + at % VECTORS) * LANES, sum[at]);
-  });
-}
-
-template <typename Number>
-using Product = void (*)(const Number *, size_t, const typename Of<Number>::Weight *, int,
-                         typename Of<Number>::Sum *);
-
-// `multiply` for every number of rows up to the size of what is returned.
-template <typename Number, int VECTORS, int BLOCK_VECTORS, size_t... ROWS>
-constexpr std::array<Product<Number>, sizeof...(ROWS)> products(std::index_sequence<ROWS...>) {
-  return {{multiply<Number, ROWS + 1, VECTORS, BLOCK_VECTORS>...}};
-}
-
-// Rows times a block, by as many rows at once as registers hold.
-template <typename Number, int BLOCK_VECTORS>
-void multiply_rows(const Number *rows, size_t stride, int num_rows,
-                   const typename Of<Number>::Weight *weights, int groups,
-                   typename Of<Number>::Sum *sums) {
-  constexpr int MOST = 24 / BLOCK_VECTORS;  // rows times all of a block's vectors
-  static constexpr auto few =
-      products<Number, BLOCK_VECTORS, BLOCK_VECTORS>(std::make_index_sequence<MOST>());
-  for (int first = 0; first < num_rows; first += MOST) {
-    int count = std::min(MOST, num_rows - first);
-    few[count - 1](rows + first * stride, stride, weights, groups,
-                   sums + first * BLOCK_VECTORS * LANES);
-  }
-}
-
-// How AMX's registers are laid out: 0 to 3 sums, 4 rows, 5 to 7 weights; all of 16 rows of 64 bytes.
-struct alignas(64) TileShapes {
-  uint8_t palette = 1, start_row = 0, reserved[14] = {};
-  uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-};
-
-// 16 rows times a block by AMX. Rows are filled up with zeros to whole registers; what the last
-// register of weights reads beyond its block is multiplied with those.
-template <int BLOCK_VECTORS>
-void multiply_tile(const uint8_t *rows, size_t stride, const int8_t *weights, int groups,
-                   int32_t *sums) {
-  constexpr int LINE = BLOCK_VECTORS * 64;
-  int tiles = (groups * 4 + TILE_BYTES - 1) / TILE_BYTES;
-  _tile_zero(0);
-  _tile_zero(1);
-  _tile_zero(2);
-  _tile_zero(3);
-  for (int tile = 0; tile < tiles; ++tile) {
-    const int8_t *own = weights + (size_t)tile * TILE * LINE;
-    _tile_loadd(4, rows + tile * TILE_BYTES, stride);
-    _tile_loadd(5, own, LINE);
-    _tile_dpbusd(0, 4, 5);
-    _tile_loadd(6, own + 64, LINE);
-    _tile_dpbusd(1, 4, 6);
-    _tile_loadd(7, own + 128, LINE);
-    _tile_dpbusd(2, 4, 7);
-    if constexpr (BLOCK_VECTORS > 3) {
-      _tile_loadd(5, own + 192, LINE);
-      _tile_dpbusd(3, 4, 5);
-    }
-  }
-  _tile_stored(0, sums, LINE);
-  _tile_stored(1, sums + LANES, LINE);
-  _tile_stored(2, sums + 2 * LANES, LINE);
-  if constexpr (BLOCK_VECTORS > 3) _tile_stored(3, sums + 3 * LANES, LINE);
 }
 
 // What a row asks for and has come to.
@@ -331,26 +98,12 @@ class Run {
  public:
   using Weight = typename Of<Number>::Weight;
   using Sum = typename Of<Number>::Sum;
-
-  // Some columns of a matrix. In 8-bit integers 16 columns after the other are told what a level is
-  // worth, 128 times the sum of the levels, and the bias; in float32 the bias alone.
   template <int VECTORS>
-  struct Block {
-    const float *told;
-    const Weight *weights;
-  };
-
-  template <int VECTORS>
-  Block<VECTORS> block_of(const void *blocks, int number) const {
-    constexpr size_t TOLD = Of<Number>::TOLD * VECTORS * 64;
-    size_t size = TOLD + (size_t)groups_ * VECTORS * 64;
-    auto block = static_cast<const uint8_t *>(blocks) + number * size;
-    return {reinterpret_cast<const float *>(block), reinterpret_cast<const Weight *>(block + TOLD)};
-  }
+  using Block = BlockOf<Number, VECTORS>;
 
   Run(const Decoder &decoder, const Chunk &chunk) : d_(decoder), chunk_(chunk) {
     groups_ = d_.units / Of<Number>::GROUP;
-    stride_ = (d_.units + TILE_BYTES - 1) / TILE_BYTES * TILE_BYTES;
+    stride_ = stride_of(d_.units);
     blocks_ = d_.words / BLOCK;
     padded_blocks_ = (blocks_ + QUAD - 1) / QUAD * QUAD;
     size_t padded_rows = (chunk.num_rows + TILE - 1) / TILE * TILE;
@@ -503,19 +256,6 @@ class Run {
     }
   }
 
-  // Up to 16 rows times a block.
-  template <int VECTORS>
-  void multiply_some(size_t first, int count, const Block<VECTORS> &block, Sum *sums) {
-    const Number *rows = numbers_ + first * stride_;
-    if constexpr (sizeof(Number) == 1) {
-      if (count >= MANY && d_.may_use_tiles) {
-        multiply_tile<VECTORS>(rows, stride_, block.weights, groups_, sums);
-        return;
-      }
-    }
-    multiply_rows<Number, VECTORS>(rows, stride_, count, block.weights, groups_, sums);
-  }
-
   // A vector of a row's sums as what the layer comes to, biases included.
   template <int VECTORS>
   static Floats value_of(const Block<VECTORS> &block, const Row &row, const Sum *sums, int at) {
@@ -530,25 +270,30 @@ class Run {
     }
   }
 
+  template <int VECTORS>
+  void multiply(size_t first, int count, const Block<VECTORS> &block, Sum *sums) const {
+    multiply_some<Number, VECTORS>(numbers_ + first * stride_, stride_, count, block.weights,
+                                   groups_, sums, d_.may_use_tiles);
+  }
+
   void gru() {
     alignas(64) Sum sums[TILE * GATE_VECTORS * LANES];
     for (int tile = 0; tile < d_.units / LANES; ++tile) {
-      auto block = block_of<GATE_VECTORS>(d_.gates, tile);
+      Block<GATE_VECTORS> block(d_.gates, tile, groups_);
       for (size_t first = 0; first < active_->size(); first += TILE) {
         int count = std::min<size_t>(TILE, active_->size() - first);
-        multiply_some(first, count, block, sums);
+        multiply(first, count, block, sums);
         for (int each = 0; each < count; ++each) {
           Row &row = rows_[(*active_)[first + each]];
           const Sum *own = sums + each * GATE_VECTORS * LANES;
           const float *word = d_.of_words + row.token * 3 * d_.units + tile * LANES;
-          Floats reset = sigmoid(_mm512_add_ps(_mm512_load_ps(word), value_of(block, row, own, 0)));
-          Floats update =
-              sigmoid(_mm512_add_ps(_mm512_load_ps(word + d_.units), value_of(block, row, own, 1)));
-          Floats candidate = tanh(_mm512_fmadd_ps(reset, value_of(block, row, own, 2),
-                                                  _mm512_load_ps(word + 2 * d_.units)));
+          Floats from_word[3], from_state[3];
+          for (int gate = 0; gate < 3; ++gate) {
+            from_word[gate] = _mm512_load_ps(word + gate * d_.units);
+            from_state[gate] = value_of(block, row, own, gate);
+          }
           float *state = row.state + tile * LANES;
-          Floats change = _mm512_sub_ps(_mm512_load_ps(state), candidate);
-          _mm512_store_ps(state, _mm512_fmadd_ps(update, change, candidate));
+          _mm512_store_ps(state, gru_step(from_word, from_state, _mm512_load_ps(state)));
         }
       }
     }
@@ -560,10 +305,10 @@ class Run {
     alignas(64) Sum sums[TILE * BLOCK];
     for (int at = 0; at < blocks_; ++at) {
       int number = backwards ? blocks_ - 1 - at : at;
-      auto block = block_of<OUTPUT_VECTORS>(d_.output, number);
+      Block<OUTPUT_VECTORS> block(d_.output, number, groups_);
       for (size_t first = 0; first < active_->size(); first += TILE) {
         int count = std::min<size_t>(TILE, active_->size() - first);
-        multiply_some(first, count, block, sums);
+        multiply(first, count, block, sums);
         for (int at = 0; at < count; at += QUAD)
           weigh_some(std::min(QUAD, count - at), first + at, number, block, sums + at * BLOCK);
       }
@@ -782,9 +527,8 @@ class Run {
   // The logits of one block for one row, again.
   void compute_logits(size_t at, int number, Floats (&logits)[4]) const {
     alignas(64) Sum sums[BLOCK];
-    auto block = block_of<OUTPUT_VECTORS>(d_.output, number);
-    multiply<Number, 1, OUTPUT_VECTORS, OUTPUT_VECTORS>(numbers_ + at * stride_, stride_,
-                                                        block.weights, groups_, sums);
+    Block<OUTPUT_VECTORS> block(d_.output, number, groups_);
+    multiply(at, 1, block, sums);
     const Row &row = rows_[(*active_)[at]];
     for (int each = 0; each < 4; ++each) logits[each] = value_of(block, row, sums, each);
   }
@@ -918,6 +662,24 @@ class Run {
   bool has_begun_ = false;
 };
 
+// The output layer's product of rows of zeros, sixteen at a time, and nothing else.
+template <typename Number>
+void only_multiply(const Decoder &decoder, int num_rows) {
+  alignas(64) typename Of<Number>::Sum sums[TILE * BLOCK];
+  size_t stride = stride_of(decoder.units);
+  size_t size = (num_rows + TILE - 1) / TILE * TILE * stride * sizeof(Number);
+  auto rows = reinterpret_cast<Number *>(rooms.numbers.of(size));
+  std::memset(static_cast<void *>(rows), 0, size);
+  int groups = decoder.units / Of<Number>::GROUP;
+  for (int number = 0; number < decoder.words / BLOCK; ++number) {
+    BlockOf<Number, OUTPUT_VECTORS> block(decoder.output, number, groups);
+    for (int first = 0; first < num_rows; first += TILE)
+      multiply_some<Number, OUTPUT_VECTORS>(rows + first * stride, stride,
+                                            std::min(TILE, num_rows - first), block.weights, groups,
+                                            sums, decoder.may_use_tiles);
+  }
+}
+
 bool are_words(const Decoder &decoder, const Chunk &chunk) {
   for (int at = chunk.first_row; at < chunk.first_row + chunk.num_rows; ++at) {
     if (chunk.token[at] < 0 || chunk.token[at] >= decoder.vocabulary) return false;
@@ -929,31 +691,32 @@ bool are_words(const Decoder &decoder, const Chunk &chunk) {
 
 }  // namespace
 
-extern "C" {
-
 // Ask the kernel for AMX's registers, for all threads; 1 if they may be used.
 EXPORTED int siserve_ask_for_tiles() {
   constexpr int ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18;
   return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
 }
 
-// The digest of the source that this was made of.
+// The digest of the sources that this was made of, which the compiler is told.
 EXPORTED const char *siserve_source() { return SOURCE; }
 
 // Run a chunk; 1 if a token is none of the vocabulary. Several threads may run chunks, and rows of
 // one chunk, at once.
 EXPORTED int siserve_run(const Decoder *decoder, const Chunk *chunk) {
   if (!are_words(*decoder, *chunk)) return 1;
-  if (decoder->may_use_tiles) {
-    static const TileShapes shapes;
-    _tile_loadconfig(&shapes);
-  }
+  Tiles tiles(decoder->may_use_tiles);
   if (decoder->has_integers)
     Run<uint8_t>(*decoder, *chunk).run();
   else
     Run<float>(*decoder, *chunk).run();
-  if (decoder->may_use_tiles) _tile_release();
   return 0;
 }
 
-}  // extern "C"
+// Do the output layer's product for so many rows, to measure the rate.
+EXPORTED void siserve_multiply(const Decoder *decoder, int num_rows) {
+  Tiles tiles(decoder->may_use_tiles);
+  if (decoder->has_integers)
+    only_multiply<uint8_t>(*decoder, num_rows);
+  else
+    only_multiply<float>(*decoder, num_rows);
+}

@@ -13,7 +13,7 @@ from siserve.bundle.manifest import Manifest
 from siserve.bundle.tensors import WEIGHTS_FILE
 from siserve.bundle.verify import Bundle
 
-__all__ = ["DecoderWeights", "Floats", "NotFused", "filled", "may_never_be_said"]
+__all__ = ["DecoderWeights", "Floats", "NotFused", "filled", "may_never_be_said", "read_weights"]
 
 Floats = NDArray[np.float32]
 
@@ -50,13 +50,9 @@ class DecoderWeights:
         """Read those of a bundle.
 
         Raises:
-            NotFused: as `of` does, or if what reads the file is not installed.
+            NotFused: as `of` and `read_weights` do.
         """
-        try:
-            import safetensors.numpy
-        except ImportError as error:
-            raise NotFused(f"{error}; siserve[cpu] and siserve[gpu] bring it") from None
-        return cls.of(safetensors.numpy.load_file(bundle.file(WEIGHTS_FILE)), bundle.manifest)
+        return cls.of(read_weights(bundle, "decoder.", "embedding."), bundle.manifest)
 
     @classmethod
     def of(
@@ -86,6 +82,21 @@ class DecoderWeights:
             output=w["decoder.out.kernel"].T,
             output_bias=w["decoder.out.bias"],
         )
+
+
+def read_weights(bundle: Bundle, *beginnings: str) -> dict[str, NDArray[Any]]:
+    """Read those weights of a bundle whose names begin so.
+
+    Raises:
+        NotFused: if what reads the file is not installed.
+    """
+    try:
+        from safetensors import safe_open
+    except ImportError as error:
+        raise NotFused(f"{error}; siserve[cpu] and siserve[gpu] bring it") from None
+    with safe_open(bundle.file(WEIGHTS_FILE), framework="numpy") as stored:
+        names = [name for name in stored.keys() if name.startswith(beginnings)]
+        return {name: stored.get_tensor(name) for name in names}
 
 
 def may_never_be_said(manifest: Manifest) -> tuple[int, ...]:

@@ -1,0 +1,174 @@
+"""What decoders and encoders on a CPU share: the compiled kernels, and weights laid out."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import mmap
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from siserve.serving.fused.weights import Floats, NotFused
+from siserve.serving.graphs import AnyArray
+
+__all__ = [
+    "GATE_VECTORS",
+    "LANES",
+    "CpuLibrary",
+    "CpuMemory",
+    "cpu_library",
+    "in_blocks",
+    "in_gates",
+    "in_integers",
+    "in_vectors",
+    "up_to",
+]
+
+LANES = 16  # numbers of a vector
+GATE_VECTORS = 3  # of a block of r, z and n, as in products.hpp
+
+#: What /proc/cpuinfo calls the instructions that the kernels are compiled to.
+_NEEDED = ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni")
+_TILES = ("amx_tile", "amx_int8")
+_LIBRARY = "libsiserve_kernels.so"
+
+_WEIGHT_LEVELS, _ZERO_POINT = np.float32(63), 128  # as decoder_int8.onnx has them
+_PAGE, _LARGE_PAGE = 1 << 12, 1 << 21
+
+
+class CpuLibrary:
+    """The compiled kernels.
+
+    Args:
+        path: of the shared library.
+        may_use_tiles: whether products may go through AMX, if the system allows that too.
+
+    Raises:
+        NotFused: if it was not made of the sources that came with this installation.
+    """
+
+    def __init__(self, path: Path, may_use_tiles: bool) -> None:
+        library = ctypes.CDLL(str(path))
+        self._run, self._multiply = library.siserve_run, library.siserve_multiply
+        self._encode = library.siserve_encode
+        library.siserve_source.restype = ctypes.c_char_p
+        if library.siserve_source().decode() != source_digest():
+            raise NotFused(f"{path.name} was made of other sources; install siserve again")
+        self.may_use_tiles = may_use_tiles and bool(library.siserve_ask_for_tiles())
+
+    def multiply(self, decoder: ctypes.Structure, num_rows: int) -> None:
+        """Do the output layer's product for so many rows, and nothing else."""
+        self._multiply(ctypes.byref(decoder), num_rows)
+
+    def run(self, decoder: ctypes.Structure, chunk: ctypes.Structure) -> None:
+        """Run a chunk; Python's lock is free meanwhile.
+
+        Raises:
+            ValueError: if a token is none of the vocabulary.
+        """
+        if self._run(ctypes.byref(decoder), ctypes.byref(chunk)):
+            raise ValueError("a token is none of the vocabulary")
+
+    def encode(self, gru: ctypes.Structure, sequences: ctypes.Structure) -> None:
+        """Run a GRU over sequences."""
+        self._encode(ctypes.byref(gru), ctypes.byref(sequences))
+
+
+def source_digest() -> str:
+    """Return the digest of the kernels' sources, as hatch_build.py makes it."""
+    folder = resources.files(__package__)
+    sources = sorted(each.name for each in folder.iterdir() if each.name.endswith((".cpp", ".hpp")))
+    return hashlib.sha256(b"".join((folder / name).read_bytes() for name in sources)).hexdigest()
+
+
+@cache
+def cpu_library() -> CpuLibrary:
+    """Load the kernels that came with this installation.
+
+    Raises:
+        NotFused: if there are none, or they are not for this CPU.
+    """
+    path = Path(str(resources.files(__package__) / _LIBRARY))
+    if not path.exists():
+        raise NotFused("this installation was made without a C++ compiler for x86-64")
+    flags = _cpu_flags()
+    missing = [flag for flag in _NEEDED if flag not in flags]
+    if missing:
+        raise NotFused(f"the CPU has no {missing[0]}")
+    try:
+        return CpuLibrary(path, all(flag in flags for flag in _TILES))
+    except OSError as error:
+        raise NotFused(str(error)) from None
+
+
+def _cpu_flags() -> set[str]:
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+    except OSError:
+        return set()
+    told = next((line for line in lines if line.startswith("flags")), "")
+    return set(told.partition(":")[2].split())
+
+
+class CpuMemory:
+    """What the kernels point to, in large pages, of which the caches hold more."""
+
+    def __init__(self) -> None:
+        self._held: list[mmap.mmap] = []
+
+    def hold(self, values: AnyArray) -> int:
+        """Copy values to where a page starts, with room to read beyond them; tell where."""
+        align = _LARGE_PAGE if values.nbytes >= _LARGE_PAGE else _PAGE
+        room = mmap.mmap(-1, values.nbytes + align + _PAGE, mmap.MAP_PRIVATE)
+        if align == _LARGE_PAGE:
+            room.madvise(mmap.MADV_HUGEPAGE)
+        whole = np.frombuffer(room, np.uint8)
+        first = -whole.ctypes.data % align
+        whole[first : first + values.nbytes] = np.ascontiguousarray(values).view(np.uint8).ravel()
+        self._held.append(room)
+        return int(whole.ctypes.data) + first
+
+
+def in_blocks(matrix: Floats, bias: Floats, vectors: int) -> NDArray[np.uint8]:
+    """Lay out a matrix, (columns, numbers to add up), and a bias as steps.cpp reads them."""
+    return _joined(in_vectors(matrix, vectors, 1), vectors, bias)
+
+
+def in_integers(matrix: Floats, bias: Floats, vectors: int) -> NDArray[np.uint8]:
+    """The same in 8-bit integers, by the rounding of decoder_int8.onnx."""
+    largest = np.maximum(np.abs(matrix).max(axis=1), np.float32(1e-30))  # (columns,)
+    scales = largest * (np.float32(1) / _WEIGHT_LEVELS)
+    levels = np.rint(matrix / scales[:, None]).astype(np.int8)
+    sums = _ZERO_POINT * levels.sum(axis=1, dtype=np.int32)
+    return _joined(in_vectors(levels, vectors, 4), vectors, scales, sums, bias)
+
+
+def in_gates(parts: Floats) -> Floats:
+    """Order rows of gates, (3, units, ...), 16 units after the other: (3 units, ...)."""
+    apart = parts.reshape(3, -1, LANES, *parts.shape[2:])
+    return np.ascontiguousarray(apart.swapaxes(0, 1)).reshape(-1, *parts.shape[2:])
+
+
+def in_vectors(matrix: NDArray[Any], vectors: int, group: int) -> NDArray[Any]:
+    """Order a matrix, (columns, numbers), to (blocks, groups, vectors, 16, group)."""
+    columns, numbers = matrix.shape
+    apart = matrix.reshape(-1, vectors, LANES, numbers // group, group)
+    return np.ascontiguousarray(apart.transpose(0, 3, 1, 2, 4))
+
+
+def _joined(weights: NDArray[Any], vectors: int, *of_columns: NDArray[Any]) -> NDArray[np.uint8]:
+    """Put before each block what is told of its columns."""
+    parts = [*(told.reshape(-1, vectors * LANES) for told in of_columns), weights]
+    return np.concatenate(
+        [np.ascontiguousarray(part).view(np.uint8).reshape(len(weights), -1) for part in parts], 1
+    )
+
+
+def up_to(size: int, multiple: int) -> int:
+    """Return the next multiple."""
+    return -(-size // multiple) * multiple

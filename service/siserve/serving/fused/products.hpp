@@ -1,0 +1,293 @@
+// What the kernels for CPUs share: vectors of 16 numbers, memory, and products of rows with matrices
+// that lie in blocks of VECTORS vectors of 16 columns: for each group of numbers that are added up
+// together (4 in 8-bit integers, 1 in float32) vector after vector. So a product reads a block once,
+// from one end to the other, whether by VNNI, by AMX or in float32.
+//
+// The numbers of a row are added up in one order, whatever the rows beside it. Products of integers
+// are exact, so VNNI and AMX give the same bits. Compile with -ffp-contract=off, so that the compiler
+// does not decide what is rounded.
+
+#pragma once
+
+#include <immintrin.h>
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <utility>
+
+#define EXPORTED extern "C" __attribute__((visibility("default")))
+
+namespace {
+
+constexpr int LANES = 16;
+constexpr int GATE_VECTORS = 3;  // r, z and n of 16 units
+constexpr int TILE = 16;         // rows of one of AMX's registers
+constexpr int TILE_BYTES = 64;   // numbers of a row of it
+constexpr int MANY = 3;          // rows from which AMX is faster than VNNI
+constexpr float LOG2_E = 1.44269504f;
+// 2 to the power of x in [-1/2, 1/2] is 1 + x (P1 + x (P2 + ...)), to 1e-7 of it.
+constexpr float P1 = 0.69314700f, P2 = 0.24022242f, P3 = 0.055507336f, P4 = 0.0096715130f;
+constexpr float P5 = 0.0013264727f;
+
+using Floats = __m512;
+
+template <typename Work, int... AT>
+[[gnu::always_inline]] inline void each_of(const Work &work, std::integer_sequence<int, AT...>) {
+  (work(std::integral_constant<int, AT>{}), ...);
+}
+
+// Do something with 0 to COUNT - 1, which are constants to the compiler, so that arrays which they
+// index may lie in registers.
+template <int COUNT, typename Work>
+[[gnu::always_inline]] inline void each(const Work &work) {
+  each_of(work, std::make_integer_sequence<int, COUNT>{});
+}
+
+// Memory that starts with a cache line. It grows, and its content is lost then.
+template <typename Kind>
+class Room {
+ public:
+  Kind *of(size_t size) {
+    if (size > size_) {
+      size_t bytes = (size * sizeof(Kind) + 4095) / 4096 * 4096;
+      memory_.reset(static_cast<Kind *>(std::aligned_alloc(4096, bytes)));
+      if (!memory_) std::abort();
+      std::memset(static_cast<void *>(memory_.get()), 0, bytes);
+      size_ = size;
+    }
+    return memory_.get();
+  }
+
+ private:
+  struct Free {
+    void operator()(Kind *memory) const { std::free(memory); }
+  };
+  std::unique_ptr<Kind, Free> memory_;
+  size_t size_ = 0;
+};
+
+// 2 to a power that is at most some hundred, to two units in the last place; 0 far below.
+[[gnu::always_inline]] inline Floats power_of_two(Floats power) {
+  Floats whole = _mm512_roundscale_ps(power, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  Floats rest = _mm512_sub_ps(power, whole);  // in [-1/2, 1/2]
+  Floats value = _mm512_set1_ps(P5);
+  value = _mm512_fmadd_ps(value, rest, _mm512_set1_ps(P4));
+  value = _mm512_fmadd_ps(value, rest, _mm512_set1_ps(P3));
+  value = _mm512_fmadd_ps(value, rest, _mm512_set1_ps(P2));
+  value = _mm512_fmadd_ps(value, rest, _mm512_set1_ps(P1));
+  value = _mm512_fmadd_ps(value, rest, _mm512_set1_ps(1.0f));
+  return _mm512_scalef_ps(value, whole);
+}
+
+inline Floats sigmoid(Floats value) {
+  Floats power = power_of_two(_mm512_min_ps(
+      _mm512_mul_ps(value, _mm512_set1_ps(-LOG2_E)), _mm512_set1_ps(126.0f)));
+  return _mm512_div_ps(_mm512_set1_ps(1.0f), _mm512_add_ps(_mm512_set1_ps(1.0f), power));
+}
+
+inline Floats tanh(Floats value) {
+  Floats twice = sigmoid(_mm512_add_ps(value, value));
+  return _mm512_fmsub_ps(twice, _mm512_set1_ps(2.0f), _mm512_set1_ps(1.0f));
+}
+
+template <typename Number>
+struct Of;
+
+template <>
+struct Of<float> {
+  using Weight = float;
+  using Sum = float;
+  using Sums = __m512;
+  static constexpr int GROUP = 1;
+  static constexpr int TOLD = 1;  // vectors that stand before the weights, for each vector of columns
+
+  [[gnu::always_inline]] static Sums zero() { return _mm512_setzero_ps(); }
+  [[gnu::always_inline]] static Sums weight(const float *place) { return _mm512_load_ps(place); }
+  [[gnu::always_inline]] static Sums number(const float *place) { return _mm512_set1_ps(*place); }
+  [[gnu::always_inline]] static Sums add(Sums sum, Sums number, Sums weight) {
+    return _mm512_fmadd_ps(number, weight, sum);
+  }
+  [[gnu::always_inline]] static void store(float *place, Sums sum) { _mm512_store_ps(place, sum); }
+};
+
+template <>
+struct Of<uint8_t> {
+  using Weight = int8_t;
+  using Sum = int32_t;
+  using Sums = __m512i;
+  static constexpr int GROUP = 4;
+  static constexpr int TOLD = 3;
+
+  [[gnu::always_inline]] static Sums zero() { return _mm512_setzero_si512(); }
+  [[gnu::always_inline]] static Sums weight(const int8_t *place) {
+    return _mm512_load_si512(place);
+  }
+  [[gnu::always_inline]] static Sums number(const uint8_t *place) {
+    int32_t four;
+    std::memcpy(&four, place, 4);
+    return _mm512_set1_epi32(four);
+  }
+  [[gnu::always_inline]] static Sums add(Sums sum, Sums number, Sums weight) {
+    return _mm512_dpbusd_epi32(sum, number, weight);
+  }
+  [[gnu::always_inline]] static void store(int32_t *place, Sums sum) {
+    _mm512_store_si512(place, sum);
+  }
+};
+
+// Rows times VECTORS of the vectors of a block, to sums of 16 columns each. A row's numbers lie at
+// `stride` from those of the row before; of the BLOCK_VECTORS vectors of a block the first ones are
+// multiplied.
+template <typename Number, int ROWS, int VECTORS, int BLOCK_VECTORS>
+void multiply(const Number *rows, size_t stride, const typename Of<Number>::Weight *weights,
+              int groups, typename Of<Number>::Sum *sums) {
+  using By = Of<Number>;
+  constexpr int WIDTH = LANES * By::GROUP;
+  typename By::Sums sum[ROWS * VECTORS];
+  each<ROWS * VECTORS>([&](auto at) [[gnu::always_inline]] { sum[at] = By::zero(); });
+  for (int group = 0; group < groups; ++group) {
+    typename By::Sums weight[VECTORS];
+    each<VECTORS>([&](auto at) [[gnu::always_inline]] {
+      weight[at] = By::weight(weights + at * WIDTH);
+    });
+    each<ROWS>([&](auto row) [[gnu::always_inline]] {
+      typename By::Sums number = By::number(rows + row * stride);
+      each<VECTORS>([&](auto at) [[gnu::always_inline]] {
+        constexpr int own = row * VECTORS + at;
+        sum[own] = By::add(sum[own], number, weight[at]);
+      });
+    });
+    weights += BLOCK_VECTORS * WIDTH;
+    rows += By::GROUP;
+  }
+  each<ROWS * VECTORS>([&](auto at) [[gnu::always_inline]] {
+    By::store(sums + (at / VECTORS * BLOCK_VECTORS + at % VECTORS) * LANES, sum[at]);
+  });
+}
+
+template <typename Number>
+using Product = void (*)(const Number *, size_t, const typename Of<Number>::Weight *, int,
+                         typename Of<Number>::Sum *);
+
+// `multiply` for every number of rows up to the size of what is returned.
+template <typename Number, int VECTORS, int BLOCK_VECTORS, size_t... ROWS>
+constexpr std::array<Product<Number>, sizeof...(ROWS)> products(std::index_sequence<ROWS...>) {
+  return {{multiply<Number, ROWS + 1, VECTORS, BLOCK_VECTORS>...}};
+}
+
+// Rows times a block, by as many rows at once as registers hold.
+template <typename Number, int BLOCK_VECTORS>
+void multiply_rows(const Number *rows, size_t stride, int num_rows,
+                   const typename Of<Number>::Weight *weights, int groups,
+                   typename Of<Number>::Sum *sums) {
+  constexpr int MOST = 24 / BLOCK_VECTORS;  // rows times all of a block's vectors
+  static constexpr auto few =
+      products<Number, BLOCK_VECTORS, BLOCK_VECTORS>(std::make_index_sequence<MOST>());
+  for (int first = 0; first < num_rows; first += MOST) {
+    int count = std::min(MOST, num_rows - first);
+    few[count - 1](rows + first * stride, stride, weights, groups,
+                   sums + first * BLOCK_VECTORS * LANES);
+  }
+}
+
+// How AMX's registers are laid out: 0 to 3 sums, 4 rows, 5 to 7 weights; all of 16 rows of 64 bytes.
+struct alignas(64) TileShapes {
+  uint8_t palette = 1, start_row = 0, reserved[14] = {};
+  uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+};
+
+// Lays a thread's registers out while it lives.
+class Tiles {
+ public:
+  explicit Tiles(bool may_use) : may_use_(may_use) {
+    static const TileShapes shapes;
+    if (may_use_) _tile_loadconfig(&shapes);
+  }
+  ~Tiles() {
+    if (may_use_) _tile_release();
+  }
+
+ private:
+  bool may_use_;
+};
+
+// 16 rows times a block by AMX. Rows are filled up with zeros to whole registers; what the last
+// register of weights reads beyond its block is multiplied with those.
+template <int BLOCK_VECTORS>
+void multiply_tile(const uint8_t *rows, size_t stride, const int8_t *weights, int groups,
+                   int32_t *sums) {
+  constexpr int LINE = BLOCK_VECTORS * 64;
+  int tiles = (groups * 4 + TILE_BYTES - 1) / TILE_BYTES;
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+  for (int tile = 0; tile < tiles; ++tile) {
+    const int8_t *own = weights + (size_t)tile * TILE * LINE;
+    _tile_loadd(4, rows + tile * TILE_BYTES, stride);
+    _tile_loadd(5, own, LINE);
+    _tile_dpbusd(0, 4, 5);
+    _tile_loadd(6, own + 64, LINE);
+    _tile_dpbusd(1, 4, 6);
+    _tile_loadd(7, own + 128, LINE);
+    _tile_dpbusd(2, 4, 7);
+    if constexpr (BLOCK_VECTORS > 3) {
+      _tile_loadd(5, own + 192, LINE);
+      _tile_dpbusd(3, 4, 5);
+    }
+  }
+  _tile_stored(0, sums, LINE);
+  _tile_stored(1, sums + LANES, LINE);
+  _tile_stored(2, sums + 2 * LANES, LINE);
+  if constexpr (BLOCK_VECTORS > 3) _tile_stored(3, sums + 3 * LANES, LINE);
+}
+
+// Up to 16 rows times a block.
+template <typename Number, int BLOCK_VECTORS>
+void multiply_some(const Number *rows, size_t stride, int num_rows,
+                   const typename Of<Number>::Weight *weights, int groups,
+                   typename Of<Number>::Sum *sums, bool may_use_tiles) {
+  if constexpr (sizeof(Number) == 1) {
+    if (num_rows >= MANY && may_use_tiles) {
+      multiply_tile<BLOCK_VECTORS>(rows, stride, weights, groups, sums);
+      return;
+    }
+  }
+  multiply_rows<Number, BLOCK_VECTORS>(rows, stride, num_rows, weights, groups, sums);
+}
+
+inline size_t stride_of(int units) { return (units + TILE_BYTES - 1) / TILE_BYTES * TILE_BYTES; }
+
+// Some columns of a matrix. In 8-bit integers 16 columns after the other are told what a level is
+// worth, 128 times the sum of the levels, and the bias; in float32 the bias alone.
+template <typename Number, int VECTORS>
+struct BlockOf {
+  const float *told;
+  const typename Of<Number>::Weight *weights;
+
+  // The block of that number of a matrix with so many groups of numbers.
+  BlockOf(const void *blocks, int number, int groups) {
+    constexpr size_t TOLD = Of<Number>::TOLD * VECTORS * 64;
+    size_t size = TOLD + (size_t)groups * VECTORS * 64;
+    auto block = static_cast<const uint8_t *>(blocks) + number * size;
+    told = reinterpret_cast<const float *>(block);
+    weights = reinterpret_cast<const typename Of<Number>::Weight *>(block + TOLD);
+  }
+};
+
+// The states of a GRU that follow, of what inputs and states add to r, z and n.
+[[gnu::always_inline]] inline Floats gru_step(const Floats (&from_input)[3],
+                                              const Floats (&from_state)[3], Floats state) {
+  Floats reset = sigmoid(_mm512_add_ps(from_input[0], from_state[0]));
+  Floats update = sigmoid(_mm512_add_ps(from_input[1], from_state[1]));
+  Floats candidate = tanh(_mm512_fmadd_ps(reset, from_state[2], from_input[2]));
+  return _mm512_fmadd_ps(update, _mm512_sub_ps(state, candidate), candidate);
+}
+
+}  // namespace

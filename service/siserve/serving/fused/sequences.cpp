@@ -1,0 +1,135 @@
+// GRUs over whole sequences on a CPU with AVX-512, in float32: what encodes utterances and dialogs.
+
+#include <vector>
+
+#include "products.hpp"
+
+// A GRU. Its units are filled up to a multiple of 16. Matrices lie in blocks of 16 units of r, z and
+// n, which are told their biases.
+struct Gru {
+  int32_t inputs, units, model_units;
+  const void *of_inputs, *of_states;
+};
+
+// Rows of inputs, (rows, steps, inputs), of which the first `lengths` count. `last` takes the state
+// after them, or, backwards, before them, of each row at `stride` from the row before.
+struct Sequences {
+  int32_t rows, steps, stride, is_backwards;
+  const float *inputs;
+  const int64_t *lengths;
+  float *last;
+};
+
+namespace {
+
+using Block = BlockOf<float, GATE_VECTORS>;
+
+struct SequenceRooms {
+  Room<float> inputs, gates, states, numbers;
+};
+
+thread_local SequenceRooms sequence_rooms;
+
+class Encoding {
+ public:
+  Encoding(const Gru &gru, const Sequences &sequences) : g_(gru), s_(sequences) {}
+
+  void run() {
+    gather();
+    multiply_inputs();
+    states_ = sequence_rooms.states.of((size_t)s_.rows * g_.units);
+    std::fill_n(states_, (size_t)s_.rows * g_.units, 0.0f);
+    for (int step = 0; step < s_.steps; ++step) take_step(step);
+    for (int row = 0; row < s_.rows; ++row)
+      std::copy_n(states_ + (size_t)row * g_.units, g_.model_units,
+                  s_.last + (size_t)row * s_.stride);
+  }
+
+ private:
+  // Bring the inputs that count together.
+  void gather() {
+    for (int row = 0; row < s_.rows; ++row) {
+      first_of_.push_back(count_);
+      count_ += s_.lengths[row];
+    }
+    inputs_ = sequence_rooms.inputs.of(count_ * g_.inputs);
+    for (int row = 0; row < s_.rows; ++row)
+      std::copy_n(s_.inputs + (size_t)row * s_.steps * g_.inputs, s_.lengths[row] * g_.inputs,
+                  inputs_ + first_of_[row] * g_.inputs);
+  }
+
+  // What each input adds to the gates, (inputs, 3, units).
+  void multiply_inputs() {
+    gates_ = sequence_rooms.gates.of(count_ * 3 * g_.units);
+    alignas(64) float sums[TILE * GATE_VECTORS * LANES];
+    for (int tile = 0; tile < g_.units / LANES; ++tile) {
+      Block block(g_.of_inputs, tile, g_.inputs);
+      for (size_t first = 0; first < count_; first += TILE) {
+        int count = std::min<size_t>(TILE, count_ - first);
+        multiply_rows<float, GATE_VECTORS>(inputs_ + first * g_.inputs, g_.inputs, count,
+                                           block.weights, g_.inputs, sums);
+        for (int each = 0; each < count; ++each) {
+          Floats values[3];
+          add_biases(block, sums + each * GATE_VECTORS * LANES, values);
+          for (int gate = 0; gate < 3; ++gate)
+            _mm512_store_ps(gates_ + ((first + each) * 3 + gate) * g_.units + tile * LANES,
+                            values[gate]);
+        }
+      }
+    }
+  }
+
+  static void add_biases(const Block &block, const float *sums, Floats (&values)[3]) {
+    for (int gate = 0; gate < 3; ++gate)
+      values[gate] = _mm512_add_ps(_mm512_load_ps(sums + gate * LANES),
+                                   _mm512_load_ps(block.told + gate * LANES));
+  }
+
+  // Every other step takes the units from the last one on: their weights are still in the cache.
+  void take_step(int step) {
+    active_.clear();
+    for (int row = 0; row < s_.rows; ++row)
+      if (step < s_.lengths[row]) active_.push_back(row);
+    float *numbers = sequence_rooms.numbers.of((size_t)s_.rows * g_.units);
+    for (size_t at = 0; at < active_.size(); ++at)
+      std::copy_n(states_ + (size_t)active_[at] * g_.units, g_.units, numbers + at * g_.units);
+    alignas(64) float sums[TILE * GATE_VECTORS * LANES] = {};
+    int tiles = g_.units / LANES;
+    for (int at = 0; at < tiles; ++at) {
+      int tile = step % 2 ? tiles - 1 - at : at;
+      Block block(g_.of_states, tile, g_.units);
+      for (size_t first = 0; first < active_.size(); first += TILE) {
+        int count = std::min<size_t>(TILE, active_.size() - first);
+        if (step > 0)  // before it states are zeros, and so are sums
+          multiply_rows<float, GATE_VECTORS>(numbers + first * g_.units, g_.units, count,
+                                             block.weights, g_.units, sums);
+        for (int each = 0; each < count; ++each)
+          advance(step, active_[first + each], tile, block, sums + each * GATE_VECTORS * LANES);
+      }
+    }
+  }
+
+  void advance(int step, int row, int tile, const Block &block, const float *sums) {
+    int64_t place = s_.is_backwards ? s_.lengths[row] - 1 - step : step;
+    const float *gates = gates_ + (first_of_[row] + place) * 3 * g_.units + tile * LANES;
+    Floats from_input[3], from_state[3];
+    for (int gate = 0; gate < 3; ++gate) from_input[gate] = _mm512_load_ps(gates + gate * g_.units);
+    add_biases(block, sums, from_state);
+    float *state = states_ + (size_t)row * g_.units + tile * LANES;
+    _mm512_store_ps(state, gru_step(from_input, from_state, _mm512_load_ps(state)));
+  }
+
+  const Gru &g_;
+  const Sequences &s_;
+  size_t count_ = 0;
+  std::vector<size_t> first_of_;
+  std::vector<int> active_;
+  float *inputs_ = nullptr, *gates_ = nullptr, *states_ = nullptr;
+};
+
+}  // namespace
+
+// Run a GRU over sequences. Several threads may run it at once.
+EXPORTED void siserve_encode(const Gru *gru, const Sequences *sequences) {
+  Encoding(*gru, *sequences).run();
+}
