@@ -1,5 +1,8 @@
 """What `pip install siserve` brings: both packages whole, and nothing beside them."""
 
+import os
+import platform
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -11,20 +14,39 @@ ROOT = Path(__file__).parents[2]
 PACKAGES = {"siserve": ROOT / "service", "siserve_training": ROOT / "training"}
 
 
-@pytest.fixture(scope="module")
-def wheel_files(tmp_path_factory: pytest.TempPathFactory) -> set[PurePosixPath]:
-    """Paths inside a wheel built from this checkout, by the installed backend and offline."""
-    out = tmp_path_factory.mktemp("wheel")
+KERNELS = PurePosixPath("siserve/serving/fused/libsiserve_kernels.so")
+HAS_COMPILER = (
+    sys.platform == "linux" and platform.machine() == "x86_64" and bool(shutil.which("g++"))
+)
+
+
+def build(root: Path, out: Path, **environment: str) -> Path:
+    """Build a wheel by the installed backend and offline."""
     built = subprocess.run(
         [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(out)],
-        cwd=ROOT,
+        cwd=root,
         capture_output=True,
         text=True,
+        env={**os.environ, **environment},
     )
     assert built.returncode == 0, built.stderr
     (wheel,) = out.glob("*.whl")
+    return wheel
+
+
+def files_of(wheel: Path) -> set[PurePosixPath]:
     with zipfile.ZipFile(wheel) as archive:
         return {PurePosixPath(name) for name in archive.namelist()}
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(ROOT, tmp_path_factory.mktemp("wheel"))
+
+
+@pytest.fixture(scope="module")
+def wheel_files(wheel: Path) -> set[PurePosixPath]:
+    return files_of(wheel)
 
 
 def source_files() -> set[PurePosixPath]:
@@ -72,3 +94,21 @@ def test_each_room_holds_one_package_only() -> None:
             p.name for p in room.iterdir() if p.is_dir() and not p.name.startswith((".", "__"))
         }
         assert children - {"results"} == {name}
+
+
+@pytest.mark.skipif(not HAS_COMPILER, reason="no C++ compiler for x86-64 here")
+def test_a_wheel_with_kernels_is_for_its_platform(wheel: Path) -> None:
+    assert KERNELS in files_of(wheel)
+    assert wheel.name.endswith("-py3-none-linux_x86_64.whl")
+
+
+def test_without_a_compiler_a_wheel_is_for_any_platform_and_whole(tmp_path: Path) -> None:
+    root = tmp_path / "source"
+    for name in ("pyproject.toml", "hatch_build.py", "README.md", "LICENSE"):
+        root.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, root)
+    for name in ("protos", "service", "training/siserve_training"):
+        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("*.so"))
+    wheel = build(root, tmp_path / "out", CXX="no-compiler-of-this-name")
+    assert wheel.name.endswith("-py3-none-any.whl")
+    assert source_files() - {KERNELS} - files_of(wheel) == set()
