@@ -19,7 +19,7 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 FOLDER = Path("service/siserve/serving/fused")
-LIBRARY = FOLDER / "libsiserve_kernels.so"
+LIBRARY = FOLDER / "libsiserve_kernels.so.1"
 #: What the kernels take of a CPU is looked for before they are loaded.
 FLAGS = (
     *("-std=c++17", "-O3", "-ffp-contract=off", "-fPIC", "-shared", "-fvisibility=hidden"),

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGES = {"siserve": ROOT / "service", "siserve_training": ROOT / "training"}
 
 
-KERNELS = PurePosixPath("siserve/serving/fused/libsiserve_kernels.so")
+KERNELS = PurePosixPath("siserve/serving/fused/libsiserve_kernels.so.1")
 HAS_COMPILER = (
     sys.platform == "linux" and platform.machine() == "x86_64" and bool(shutil.which("g++"))
 )
@@ -108,7 +108,7 @@ def test_without_a_compiler_a_wheel_is_for_any_platform_and_whole(tmp_path: Path
         root.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, root)
     for name in ("protos", "service", "training/siserve_training"):
-        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("*.so"))
+        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("*.so.1"))
     wheel = build(root, tmp_path / "out", CXX="no-compiler-of-this-name")
     assert wheel.name.endswith("-py3-none-any.whl")
     assert source_files() - {KERNELS} - files_of(wheel) == set()

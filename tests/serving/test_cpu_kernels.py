@@ -32,7 +32,7 @@ def why_not():
         return str(reason)
 
 
-LIBRARY = Path(native.__file__).with_name("libsiserve_kernels.so")
+LIBRARY = Path(native.__file__).with_name("libsiserve_kernels.so.1")
 REASON = why_not()
 pytestmark = pytest.mark.skipif(bool(REASON), reason=f"no kernels for CPUs here: {REASON}")
 BOTH = pytest.mark.parametrize("has_integers", [False, True], ids=["float32", "integers"])

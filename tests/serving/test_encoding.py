@@ -43,7 +43,7 @@ def whole_sessions(bundle, tmp_path_factory):
     path = tmp_path_factory.mktemp("old") / "bundle"
     about = manifest.model_dump(exclude={"files", "sha256"})
     write_bundle(path, files, Description.model_validate(about))
-    return load_sessions(open_bundle(path), "cpu", 1)
+    return load_sessions(open_bundle(path), "cpu", 1, kernels="off")
 
 
 def utterance(rng, length):
@@ -65,10 +65,10 @@ def rng():
     return np.random.default_rng(3)
 
 
-def test_a_context_is_encoded_as_the_whole_graph_does(sessions, whole_sessions, manifest, rng):
+def test_a_context_is_encoded_as_the_whole_graph_does(graphs, whole_sessions, manifest, rng):
     told = contexts(rng, 12)
     pad = manifest.tokens.pad
-    in_steps = ContextEncoder(sessions, pad, 100).encode(told)
+    in_steps = ContextEncoder(graphs, pad, 100).encode(told)
     assert whole_sessions.dialog_encoder is None
     assert np.array_equal(ContextEncoder(whole_sessions, pad, 100).encode(told), in_steps)
     assert len(np.unique(in_steps, axis=0)) == 12

@@ -35,7 +35,7 @@ GATE_VECTORS = 3  # of a block of r, z and n, as in products.hpp
 #: What /proc/cpuinfo calls the instructions that the kernels are compiled to.
 _NEEDED = ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni")
 _TILES = ("amx_tile", "amx_int8")
-_LIBRARY = "libsiserve_kernels.so"
+_LIBRARY = "libsiserve_kernels.so.1"
 
 _WEIGHT_LEVELS, _ZERO_POINT = np.float32(63), 128  # as decoder_int8.onnx has them
 _PAGE, _LARGE_PAGE = 1 << 12, 1 << 21
