@@ -1,5 +1,7 @@
 """`siserve serve` that also tells how much of its processor time was spent in the model's graphs.
 
+Whatever runs them: onnxruntime or siserve's own kernels.
+
     python -m siserve.bench.observed [OPTIONS of siserve serve]
 
 Each line on its standard input is answered by {"cpu", "graphs", "engine"} in seconds on its
@@ -14,10 +16,12 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable
+from typing import Any
 
 from siserve.serving import cli
-from siserve.serving.sessions import AnyArray, GraphSession
+from siserve.serving.fused.native import CpuLibrary
+from siserve.serving.sessions import GraphSession
 
 __all__ = ["main"]
 
@@ -29,17 +33,22 @@ class _Graphs:
         self.seconds = 0.0
         self._threads: dict[int, float] = {}
         self._lock = threading.Lock()
-        self._run = GraphSession.run
 
-    def run(self, session: GraphSession, inputs: Mapping[str, AnyArray]) -> Sequence[AnyArray]:
-        started = time.thread_time()
-        try:
-            return self._run(session, inputs)
-        finally:
-            now = time.thread_time()
-            with self._lock:
-                self.seconds += now - started
-                self._threads[threading.get_ident()] = now
+    def watch(self, owner: type, name: str) -> None:
+        """Count what a method takes from now on, whoever calls it."""
+        method: Callable[..., Any] = getattr(owner, name)
+
+        def counted(*given: Any) -> Any:
+            started = time.thread_time()
+            try:
+                return method(*given)
+            finally:
+                now = time.thread_time()
+                with self._lock:
+                    self.seconds += now - started
+                    self._threads[threading.get_ident()] = now
+
+        setattr(owner, name, counted)
 
     def usage(self) -> dict[str, float]:
         """Tell the processor time up to now; of the threads up to their last run."""
@@ -52,7 +61,8 @@ def main() -> int:
     """Serve; return the exit code."""
     graphs = _Graphs()
     # Of this process alone, which does nothing but be measured.
-    setattr(GraphSession, "run", lambda session, inputs: graphs.run(session, inputs))  # noqa: B010
+    for owner, name in ((GraphSession, "run"), (CpuLibrary, "run"), (CpuLibrary, "encode")):
+        graphs.watch(owner, name)
 
     def tell() -> None:
         for _ in sys.stdin:
