@@ -249,6 +249,16 @@ def test_what_does_not_fit_is_refused_before_it_is_read(exact, manifest, name, v
         exact.run(inputs)
 
 
+@BOTH
+def test_numbers_that_are_none_end_in_some_word_and_nowhere_else(weights, manifest, has_integers):
+    inputs = chunk(manifest, np.random.default_rng(0), 24)
+    inputs["c"][::2], inputs["state"][1::4] = np.nan, np.inf
+    inputs["top_k"][::5] = 3
+    with np.errstate(all="ignore"):
+        tokens, _, _ = made(weights, manifest, has_integers).run(inputs)
+    assert (tokens >= 0).all() and (tokens < manifest.sizes.vocabulary).all()
+
+
 def test_no_rows_are_no_work(exact, manifest):
     inputs = chunk(manifest, np.random.default_rng(0), 1)
     tokens, log_probs, state = exact.run(at_rows(inputs, slice(0)))

@@ -32,12 +32,12 @@ constexpr int ZERO_POINT = 128;
 struct Decoder {
   int32_t units, model_units, context, latent, vocabulary, words, start, end;
   int32_t has_integers, may_use_tiles;
-  const void *gates, *output;   // in blocks
-  const float *first;           // (context + latent, units), in blocks of 32 units
-  const float *first_bias;      // (units,)
-  const float *of_words;        // what words add to the gates, (vocabulary, 3, units)
-  const float *barred;          // (words,): -1e30 for words that are never said, else 0
-  const uint8_t *is_barred;     // whether a block of words has such a one
+  const void *gates, *output;  // in blocks
+  const float *first;          // (context + latent, units), in blocks of 32 units
+  const float *first_bias;     // (units,)
+  const float *of_words;       // what words add to the gates, (vocabulary, 3, units)
+  const float *barred;         // (words,): -1e30 for words that are never said, else 0
+  const uint8_t *is_barred;    // whether a block of words has such a one
 };
 
 // A chunk of steps of some of the rows that lie beside each other in its arrays, which are named and
@@ -202,8 +202,7 @@ class Run {
         size_t row = chunk_.first_row + starting[first + each];
         float *own = conditions + (size_t)each * condition;
         std::memcpy(own, chunk_.c + row * d_.context, d_.context * sizeof(float));
-        std::memcpy(own + d_.context, chunk_.z + row * d_.latent,
-                    d_.latent * sizeof(float));
+        std::memcpy(own + d_.context, chunk_.z + row * d_.latent, d_.latent * sizeof(float));
       }
       for (int unit = 0; unit < d_.units; unit += FIRST_VECTORS * LANES) {
         const float *block = d_.first + (size_t)unit * condition;
@@ -309,8 +308,9 @@ class Run {
       for (size_t first = 0; first < active_->size(); first += TILE) {
         int count = std::min<size_t>(TILE, active_->size() - first);
         multiply(first, count, block, sums);
-        for (int at = 0; at < count; at += QUAD)
-          weigh_some(std::min(QUAD, count - at), first + at, number, block, sums + at * BLOCK);
+        for (int quad = 0; quad < count; quad += QUAD)
+          weigh_some(std::min(QUAD, count - quad), first + quad, number, block,
+                     sums + quad * BLOCK);
       }
     }
   }
@@ -503,7 +503,8 @@ class Run {
         logit = own.logits[word];
       } else if (own.is_greedy) {
         int block = 0;
-        while (masses.open_largest[QUAD * block + row] != own.open_largest) ++block;
+        while (block < blocks_ - 1 && masses.open_largest[QUAD * block + row] != own.open_largest)
+          ++block;
         std::tie(word, logit) = choose_in(first + row, block, 0.0f);
       } else {
         int block = passed[row] + passed[row + 4] + passed[row + 8] + passed[row + 12];
@@ -557,7 +558,7 @@ class Run {
     }
     int word = 0;
     if (row.is_greedy) {
-      while (values[word] != row.open_largest) ++word;
+      while (word < BLOCK - 1 && values[word] != row.open_largest) ++word;
     } else {
       float sum = 0.0f;
       for (int each = 0; each < BLOCK; ++each) {
