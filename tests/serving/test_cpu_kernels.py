@@ -243,10 +243,13 @@ def test_no_temperature_is_too_low_or_too_high(wide, temperature):
         ("top_k", np.zeros(3), r"top_k: \(3,\), expected"),
     ],
 )
-def test_what_does_not_fit_is_refused_before_it_is_read(exact, manifest, name, values, reason):
+def test_what_does_not_fit_is_refused_before_it_is_read(
+    weights, exact, manifest, name, values, reason
+):
     inputs = {**chunk(manifest, np.random.default_rng(0), 4), name: values}
-    with pytest.raises(ValueError, match=reason):
-        exact.run(inputs)
+    for decoder in (exact, made(weights, manifest, False, threads=2)):
+        with pytest.raises(ValueError, match=reason):
+            decoder.run(inputs)
 
 
 @BOTH

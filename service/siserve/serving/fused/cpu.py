@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 import numpy as np
@@ -153,7 +153,10 @@ class CpuDecoder:
         )
         pool = self._pool
         waited = [pool.submit(self._library.run, self._decoder, each) for each in others if pool]
-        self._library.run(self._decoder, own)
+        try:
+            self._library.run(self._decoder, own)
+        finally:
+            wait(waited)  # they read and write these arrays
         for other in waited:
             other.result()
         return taken
