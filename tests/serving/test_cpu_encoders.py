@@ -7,7 +7,7 @@ from siserve.serving.encoding import Context, ContextEncoder
 from siserve.serving.fused import cpu_encoder, loading
 from siserve.serving.fused.cpu_encoder import CpuDialogEncoder, CpuUtteranceEncoder
 from siserve.serving.fused.loading import load_encoders_on_cpu
-from siserve.serving.fused.native import cpu_library
+from siserve.serving.fused.native import Kind, cpu_library, kind_of
 from siserve.serving.fused.weights import NotFused
 from siserve.serving.sessions import load_sessions
 from wide_decoder import weights_of
@@ -126,3 +126,22 @@ def test_encoders_whose_shapes_do_not_fit_are_left_to_onnxruntime(bundle, graphs
     monkeypatch.setattr(loading, "CpuUtteranceEncoder", Narrow)
     with pytest.raises(NotFused, match="shapes of its encoders do not fit"):
         load_encoders_on_cpu(open_bundle(bundle), graphs.utterance_encoder, graphs.dialog_encoder)
+
+
+@pytest.mark.parametrize("inputs", [25, 32])
+def test_weights_in_float16_give_the_same_bits_as_in_float32(inputs, monkeypatch):
+    rng = np.random.default_rng(inputs)
+    shapes = ((3 * 20, inputs), (3 * 20, 20), (6 * 20,))
+    weights = [rng.standard_normal(shape).astype(np.float16).astype(np.float32) for shape in shapes]
+    steps = rng.standard_normal((19, 7, inputs), np.float32)
+    lengths = rng.integers(1, 8, 19)
+    states = []
+    for kind in (Kind.FLOAT16, Kind.FLOAT32):
+        assert kind_of(*weights[:2]) is Kind.FLOAT16
+        monkeypatch.setattr(cpu_encoder, "kind_of", lambda *_, kind=kind: kind)
+        gru = cpu_encoder._CpuGru(cpu_library(), *weights)
+        for rows in (19, 4):  # a matrix is expanded for many
+            states.append(np.empty((rows, 20), np.float32))
+            gru.run(steps[:rows], lengths[:rows], states[-1])
+    assert np.array_equal(states[0], states[2]) and np.array_equal(states[1], states[3])
+    assert np.array_equal(states[0][:4], states[1])

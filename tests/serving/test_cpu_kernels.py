@@ -12,7 +12,7 @@ from siserve.serving.engine import EngineOptions
 from siserve.serving.fused import cpu, native
 from siserve.serving.fused.cpu import CpuDecoder, CpuTables
 from siserve.serving.fused.loading import load_decoders_on_cpu
-from siserve.serving.fused.native import CpuLibrary, cpu_library, source_digest
+from siserve.serving.fused.native import CpuLibrary, Kind, cpu_library, source_digest
 from siserve.serving.fused.weights import DecoderWeights, NotFused
 from siserve.serving.graphs import at_rows, place_of_rows
 from siserve.serving.loading import load_model
@@ -157,6 +157,20 @@ def test_products_by_vnni_and_by_amx_are_the_same_to_the_last_bit(weights, manif
         some = at_rows(inputs, slice(rows))
         got = without.run(some)
         assert same(got, made(weights, manifest, True).run(some), manifest.tokens)
+
+
+def test_weights_in_float16_give_the_same_bits_as_in_float32(manifest, monkeypatch):
+    model = Wide(manifest, np.random.default_rng(0))
+    weights = {name: w.astype(np.float16) for name, w in model.weights.items()}
+    read = DecoderWeights.of(weights, model.manifest)
+    by_halves = made(read, model.manifest, False)
+    monkeypatch.setattr(cpu, "kind_of", lambda *_: Kind.FLOAT32)
+    by_wholes = made(read, model.manifest, False)
+    kinds = [each._decoder.kind for each in (by_halves, by_wholes)]
+    assert kinds == [Kind.FLOAT16, Kind.FLOAT32]
+    for rows in (1, 6, 7, 40):
+        inputs = chunk(model.manifest, np.random.default_rng(rows), rows)
+        assert same(by_halves.run(inputs), by_wholes.run(inputs), model.manifest.tokens)
 
 
 @BOTH
@@ -356,5 +370,5 @@ def test_weights_of_another_kind_of_decoder_are_refused_by_name(bundle, manifest
 
 
 def test_few_rows_have_longer_chunks_and_those_of_a_loop_do_not(sessions, graphs):
-    assert [sessions.chunk_steps(rows) for rows in (1, 32, 33)] == [8, 8, 4]
+    assert [sessions.chunk_steps(rows) for rows in (1, 5, 20, 40, 500)] == [16, 16, 8, 4, 4]
     assert [graphs.chunk_steps(rows) for rows in (1, 33)] == [4, 4]

@@ -56,7 +56,7 @@ Kernels = Literal["auto", "off"]
 _CUDA = "CUDAExecutionProvider"
 _CPU = "CPUExecutionProvider"
 _CHUNK_STEPS = 4  # of a decoder with a loop
-_FEW_ROWS = 32
+_MOST_STEPS, _ROWS_AND_STEPS = 16, 160  # of few rows in a kernel: some 3 ms
 _log = logging.getLogger(__name__)
 
 
@@ -109,8 +109,8 @@ class Sessions:
         """
         if isinstance(self.decoder, RecordedDecoder):
             return UNROLLED_STEPS
-        if isinstance(self.decoder, CpuDecoder) and num_rows <= _FEW_ROWS:
-            return 2 * _CHUNK_STEPS
+        if isinstance(self.decoder, CpuDecoder):
+            return max(_CHUNK_STEPS, min(_MOST_STEPS, _ROWS_AND_STEPS // max(1, num_rows)))
         return _CHUNK_STEPS
 
     def run(self, graph: Graph, inputs: Mapping[str, AnyArray]) -> Sequence[AnyArray]:

@@ -16,10 +16,11 @@ from siserve.serving.fused.native import (
     LANES,
     CpuLibrary,
     CpuMemory,
+    Kind,
     in_blocks,
     in_gates,
-    in_integers,
     in_vectors,
+    kind_of,
     up_to,
 )
 from siserve.serving.fused.weights import DecoderWeights, NotFused, filled, may_never_be_said
@@ -103,13 +104,13 @@ class CpuDecoder:
         gates_bias[2] = filled(w.candidate_bias, padded)
         output = filled(w.output, tables.words, padded)
         output_bias = filled(w.output_bias, tables.words, by=_LOWEST)
-        laid_out = in_integers if has_integers else in_blocks
+        kind = Kind.INTEGERS if has_integers else kind_of(gates, output)
         self._decoder = _Decoder(
             **tables.fields,
-            has_integers=has_integers,
+            kind=kind,
             may_use_tiles=library.may_use_tiles,
-            gates=self._memory.hold(laid_out(gates, in_gates(gates_bias), GATE_VECTORS)),
-            output=self._memory.hold(laid_out(output, output_bias, _OUTPUT_VECTORS)),
+            gates=self._memory.hold(in_blocks(gates, in_gates(gates_bias), GATE_VECTORS, kind)),
+            output=self._memory.hold(in_blocks(output, output_bias, _OUTPUT_VECTORS, kind)),
         )
         self._threads = threads
         self._pool = ThreadPoolExecutor(threads - 1, "siserve-decoder") if threads > 1 else None
@@ -165,7 +166,7 @@ class CpuDecoder:
 class _Decoder(ctypes.Structure):
     _numbers = (
         *("units", "model_units", "context", "latent", "vocabulary", "words", "start", "end"),
-        *("has_integers", "may_use_tiles"),
+        *("kind", "may_use_tiles"),
     )
     _pointers = ("gates", "output", "first", "first_bias", "of_words", "barred", "is_barred")
     _fields_ = [

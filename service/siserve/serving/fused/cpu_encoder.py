@@ -16,6 +16,7 @@ from siserve.serving.fused.native import (
     CpuMemory,
     in_blocks,
     in_gates,
+    kind_of,
     up_to,
 )
 from siserve.serving.fused.weights import Floats, NotFused, filled
@@ -30,7 +31,7 @@ _FROM_ONNX = [1, 0, 2]  # gates r, z, n of ONNX's z, r, h
 
 class _Gru(ctypes.Structure):
     _fields_ = [
-        *((name, ctypes.c_int32) for name in ("inputs", "units", "model_units")),
+        *((name, ctypes.c_int32) for name in ("inputs", "units", "model_units", "kind")),
         *((name, ctypes.c_void_p) for name in ("of_inputs", "of_states")),
     ]
 
@@ -59,16 +60,19 @@ class _CpuGru:
         padded = up_to(self.units, LANES)
         of_inputs, of_states = bias.reshape(2, 3, self.units)[:, _FROM_ONNX]
 
+        kind = kind_of(kernel, recurrence)
+
         def hold(matrix: Floats, width: int, biases: Floats) -> int:
             parts = matrix.reshape(3, self.units, -1)[_FROM_ONNX]
             laid_out = in_gates(filled(parts, 3, padded, width))
             told = in_gates(filled(biases, 3, padded))
-            return self._memory.hold(in_blocks(laid_out, told, GATE_VECTORS))
+            return self._memory.hold(in_blocks(laid_out, told, GATE_VECTORS, kind))
 
         self._gru = _Gru(
             inputs=self._inputs,
             units=padded,
             model_units=self.units,
+            kind=kind,
             of_inputs=hold(kernel, self._inputs, of_inputs),
             of_states=hold(recurrence, padded, of_states),
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import mmap
+from enum import IntEnum
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -21,11 +22,12 @@ __all__ = [
     "LANES",
     "CpuLibrary",
     "CpuMemory",
+    "Kind",
     "cpu_library",
     "in_blocks",
     "in_gates",
-    "in_integers",
     "in_vectors",
+    "kind_of",
     "up_to",
 ]
 
@@ -38,7 +40,15 @@ _TILES = ("amx_tile", "amx_int8")
 _LIBRARY = "libsiserve_kernels.so.1"
 
 _WEIGHT_LEVELS, _ZERO_POINT = np.float32(63), 128  # as decoder_int8.onnx has them
-_PAGE, _LARGE_PAGE = 1 << 12, 1 << 21
+_LINE, _PAGE, _LARGE_PAGE = 1 << 6, 1 << 12, 1 << 21
+
+
+class Kind(IntEnum):
+    """How the weights of a matrix lie, as in products.hpp."""
+
+    FLOAT32 = 0
+    FLOAT16 = 1
+    INTEGERS = 2
 
 
 class CpuLibrary:
@@ -134,13 +144,25 @@ class CpuMemory:
         return int(whole.ctypes.data) + first
 
 
-def in_blocks(matrix: Floats, bias: Floats, vectors: int) -> NDArray[np.uint8]:
-    """Lay out a matrix, (columns, numbers to add up), and a bias as steps.cpp reads them."""
-    return _joined(in_vectors(matrix, vectors, 1), vectors, bias)
+def kind_of(*matrices: Floats) -> Kind:
+    """Tell whether float16 loses nothing of some matrices; it takes half of the room."""
+    with np.errstate(over="ignore"):
+        is_exact = all(np.array_equal(each, each.astype(np.float16)) for each in matrices)
+    return Kind.FLOAT16 if is_exact else Kind.FLOAT32
 
 
-def in_integers(matrix: Floats, bias: Floats, vectors: int) -> NDArray[np.uint8]:
-    """The same in 8-bit integers, by the rounding of decoder_int8.onnx."""
+def in_blocks(
+    matrix: Floats, bias: Floats, vectors: int, kind: Kind = Kind.FLOAT32
+) -> NDArray[np.uint8]:
+    """Lay out a matrix, (columns, numbers to add up), and a bias as the kernels read them."""
+    if kind is Kind.INTEGERS:
+        return _in_integers(matrix, bias, vectors)
+    weights = matrix.astype(np.float16 if kind is Kind.FLOAT16 else np.float32)
+    return _joined(in_vectors(weights, vectors, 1), vectors, bias)
+
+
+def _in_integers(matrix: Floats, bias: Floats, vectors: int) -> NDArray[np.uint8]:
+    """Lay out a matrix in 8-bit integers, by the rounding of decoder_int8.onnx."""
     largest = np.maximum(np.abs(matrix).max(axis=1), np.float32(1e-30))  # (columns,)
     scales = largest * (np.float32(1) / _WEIGHT_LEVELS)
     levels = np.rint(matrix / scales[:, None]).astype(np.int8)
@@ -162,11 +184,13 @@ def in_vectors(matrix: NDArray[Any], vectors: int, group: int) -> NDArray[Any]:
 
 
 def _joined(weights: NDArray[Any], vectors: int, *of_columns: NDArray[Any]) -> NDArray[np.uint8]:
-    """Put before each block what is told of its columns."""
+    """Put before each block what is told of its columns; blocks start with cache lines."""
     parts = [*(told.reshape(-1, vectors * LANES) for told in of_columns), weights]
-    return np.concatenate(
-        [np.ascontiguousarray(part).view(np.uint8).reshape(len(weights), -1) for part in parts], 1
-    )
+    by_block = [
+        np.ascontiguousarray(part).view(np.uint8).reshape(len(weights), -1) for part in parts
+    ]
+    missing = -sum(part.shape[1] for part in by_block) % _LINE
+    return np.concatenate([*by_block, np.zeros((len(weights), missing), np.uint8)], axis=1)
 
 
 def up_to(size: int, multiple: int) -> int:

@@ -1,6 +1,6 @@
 // What the kernels for CPUs share: vectors of 16 numbers, memory, and products of rows with matrices
 // that lie in blocks of VECTORS vectors of 16 columns: for each group of numbers that are added up
-// together (4 in 8-bit integers, 1 in float32) vector after vector. So a product reads a block once,
+// together (4 in 8-bit integers, else 1) vector after vector. So a product reads a block once,
 // from one end to the other, whether by VNNI, by AMX or in float32.
 //
 // The numbers of a row are added up in one order, whatever the rows beside it. Products of integers
@@ -18,7 +18,11 @@
 #include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <type_traits>
 #include <utility>
+
+// How the weights of a matrix lie.
+enum Kinds { FLOAT32, FLOAT16, INTEGERS };
 
 #define EXPORTED extern "C" __attribute__((visibility("default")))
 
@@ -95,11 +99,9 @@ inline Floats tanh(Floats value) {
   return _mm512_fmsub_ps(twice, _mm512_set1_ps(2.0f), _mm512_set1_ps(1.0f));
 }
 
-template <typename Number>
-struct Of;
-
-template <>
-struct Of<float> {
+// Products of float32 with weights in float32.
+struct Float32 {
+  using Number = float;  // of rows
   using Weight = float;
   using Sum = float;
   using Sums = __m512;
@@ -115,8 +117,18 @@ struct Of<float> {
   [[gnu::always_inline]] static void store(float *place, Sums sum) { _mm512_store_ps(place, sum); }
 };
 
-template <>
-struct Of<uint8_t> {
+// The same with weights that lie in float16, of which nothing is lost: half of the bytes to read.
+struct Float16 : Float32 {
+  using Weight = uint16_t;
+
+  [[gnu::always_inline]] static Sums weight(const uint16_t *place) {
+    return _mm512_cvtph_ps(_mm256_load_si256(reinterpret_cast<const __m256i *>(place)));
+  }
+};
+
+// Products of 8-bit integers.
+struct Integers {
+  using Number = uint8_t;
   using Weight = int8_t;
   using Sum = int32_t;
   using Sums = __m512i;
@@ -143,51 +155,50 @@ struct Of<uint8_t> {
 // Rows times VECTORS of the vectors of a block, to sums of 16 columns each. A row's numbers lie at
 // `stride` from those of the row before; of the BLOCK_VECTORS vectors of a block the first ones are
 // multiplied.
-template <typename Number, int ROWS, int VECTORS, int BLOCK_VECTORS>
-void multiply(const Number *rows, size_t stride, const typename Of<Number>::Weight *weights,
-              int groups, typename Of<Number>::Sum *sums) {
-  using By = Of<Number>;
-  constexpr int WIDTH = LANES * By::GROUP;
-  typename By::Sums sum[ROWS * VECTORS];
-  each<ROWS * VECTORS>([&](auto at) [[gnu::always_inline]] { sum[at] = By::zero(); });
+template <typename Kind, int ROWS, int VECTORS, int BLOCK_VECTORS>
+void multiply(const typename Kind::Number *rows, size_t stride, const typename Kind::Weight *weights,
+              int groups, typename Kind::Sum *sums) {
+  constexpr int WIDTH = LANES * Kind::GROUP;
+  typename Kind::Sums sum[ROWS * VECTORS];
+  each<ROWS * VECTORS>([&](auto at) [[gnu::always_inline]] { sum[at] = Kind::zero(); });
   for (int group = 0; group < groups; ++group) {
-    typename By::Sums weight[VECTORS];
+    typename Kind::Sums weight[VECTORS];
     each<VECTORS>([&](auto at) [[gnu::always_inline]] {
-      weight[at] = By::weight(weights + at * WIDTH);
+      weight[at] = Kind::weight(weights + at * WIDTH);
     });
     each<ROWS>([&](auto row) [[gnu::always_inline]] {
-      typename By::Sums number = By::number(rows + row * stride);
+      typename Kind::Sums number = Kind::number(rows + row * stride);
       each<VECTORS>([&](auto at) [[gnu::always_inline]] {
         constexpr int own = row * VECTORS + at;
-        sum[own] = By::add(sum[own], number, weight[at]);
+        sum[own] = Kind::add(sum[own], number, weight[at]);
       });
     });
     weights += BLOCK_VECTORS * WIDTH;
-    rows += By::GROUP;
+    rows += Kind::GROUP;
   }
   each<ROWS * VECTORS>([&](auto at) [[gnu::always_inline]] {
-    By::store(sums + (at / VECTORS * BLOCK_VECTORS + at % VECTORS) * LANES, sum[at]);
+    Kind::store(sums + (at / VECTORS * BLOCK_VECTORS + at % VECTORS) * LANES, sum[at]);
   });
 }
 
-template <typename Number>
-using Product = void (*)(const Number *, size_t, const typename Of<Number>::Weight *, int,
-                         typename Of<Number>::Sum *);
+template <typename Kind>
+using Product = void (*)(const typename Kind::Number *, size_t, const typename Kind::Weight *, int,
+                         typename Kind::Sum *);
 
 // `multiply` for every number of rows up to the size of what is returned.
-template <typename Number, int VECTORS, int BLOCK_VECTORS, size_t... ROWS>
-constexpr std::array<Product<Number>, sizeof...(ROWS)> products(std::index_sequence<ROWS...>) {
-  return {{multiply<Number, ROWS + 1, VECTORS, BLOCK_VECTORS>...}};
+template <typename Kind, int VECTORS, int BLOCK_VECTORS, size_t... ROWS>
+constexpr std::array<Product<Kind>, sizeof...(ROWS)> products(std::index_sequence<ROWS...>) {
+  return {{multiply<Kind, ROWS + 1, VECTORS, BLOCK_VECTORS>...}};
 }
 
 // Rows times a block, by as many rows at once as registers hold.
-template <typename Number, int BLOCK_VECTORS>
-void multiply_rows(const Number *rows, size_t stride, int num_rows,
-                   const typename Of<Number>::Weight *weights, int groups,
-                   typename Of<Number>::Sum *sums) {
+template <typename Kind, int BLOCK_VECTORS>
+void multiply_rows(const typename Kind::Number *rows, size_t stride, int num_rows,
+                   const typename Kind::Weight *weights, int groups,
+                   typename Kind::Sum *sums) {
   constexpr int MOST = 24 / BLOCK_VECTORS;  // rows times all of a block's vectors
   static constexpr auto few =
-      products<Number, BLOCK_VECTORS, BLOCK_VECTORS>(std::make_index_sequence<MOST>());
+      products<Kind, BLOCK_VECTORS, BLOCK_VECTORS>(std::make_index_sequence<MOST>());
   for (int first = 0; first < num_rows; first += MOST) {
     int count = std::min(MOST, num_rows - first);
     few[count - 1](rows + first * stride, stride, weights, groups,
@@ -248,37 +259,55 @@ void multiply_tile(const uint8_t *rows, size_t stride, const int8_t *weights, in
   if constexpr (BLOCK_VECTORS > 3) _tile_stored(3, sums + 3 * LANES, LINE);
 }
 
-// Up to 16 rows times a block.
-template <typename Number, int BLOCK_VECTORS>
-void multiply_some(const Number *rows, size_t stride, int num_rows,
-                   const typename Of<Number>::Weight *weights, int groups,
-                   typename Of<Number>::Sum *sums, bool may_use_tiles) {
-  if constexpr (sizeof(Number) == 1) {
-    if (num_rows >= MANY && may_use_tiles) {
-      multiply_tile<BLOCK_VECTORS>(rows, stride, weights, groups, sums);
-      return;
-    }
-  }
-  multiply_rows<Number, BLOCK_VECTORS>(rows, stride, num_rows, weights, groups, sums);
-}
-
 inline size_t stride_of(int units) { return (units + TILE_BYTES - 1) / TILE_BYTES * TILE_BYTES; }
 
-// Some columns of a matrix. In 8-bit integers 16 columns after the other are told what a level is
-// worth, 128 times the sum of the levels, and the bias; in float32 the bias alone.
-template <typename Number, int VECTORS>
-struct BlockOf {
-  const float *told;
-  const typename Of<Number>::Weight *weights;
+inline thread_local Room<float> expanded;  // a block of float16 that many rows are multiplied with
 
-  // The block of that number of a matrix with so many groups of numbers.
-  BlockOf(const void *blocks, int number, int groups) {
-    constexpr size_t TOLD = Of<Number>::TOLD * VECTORS * 64;
-    size_t size = TOLD + (size_t)groups * VECTORS * 64;
+// Some columns of a matrix, and rows times them. In 8-bit integers 16 columns after the other are
+// told what a level is worth, 128 times the sum of the levels, and the bias; in float32 the bias
+// alone. There is one at a time in a thread.
+template <typename Kind, int VECTORS>
+class BlockOf {
+ public:
+  const float *told;
+
+  // The block of that number of a matrix with so many groups of numbers, for so many rows in all.
+  BlockOf(const void *blocks, int number, int groups, size_t num_rows) : groups_(groups) {
+    constexpr size_t WIDTH = VECTORS * LANES * Kind::GROUP, TOLD = Kind::TOLD * VECTORS * 64;
+    size_t size = TOLD + (groups * WIDTH * sizeof(typename Kind::Weight) + 63) / 64 * 64;
     auto block = static_cast<const uint8_t *>(blocks) + number * size;
     told = reinterpret_cast<const float *>(block);
-    weights = reinterpret_cast<const typename Of<Number>::Weight *>(block + TOLD);
+    weights_ = reinterpret_cast<const typename Kind::Weight *>(block + TOLD);
+    if constexpr (std::is_same_v<Kind, Float16>) {
+      if (num_rows <= 24 / VECTORS) return;
+      floats_ = expanded.of(groups * WIDTH);
+      for (size_t at = 0; at < groups * WIDTH; at += LANES)
+        _mm512_store_ps(floats_ + at, Kind::weight(weights_ + at));
+    }
   }
+
+  // Up to 16 rows times it.
+  void multiply(const typename Kind::Number *rows, size_t stride, int num_rows,
+                typename Kind::Sum *sums, bool may_use_tiles = false) const {
+    if constexpr (std::is_same_v<Kind, Integers>) {
+      if (num_rows >= MANY && may_use_tiles) {
+        multiply_tile<VECTORS>(rows, stride, weights_, groups_, sums);
+        return;
+      }
+    }
+    if constexpr (std::is_same_v<Kind, Float16>) {
+      if (floats_ != nullptr) {
+        multiply_rows<Float32, VECTORS>(rows, stride, num_rows, floats_, groups_, sums);
+        return;
+      }
+    }
+    multiply_rows<Kind, VECTORS>(rows, stride, num_rows, weights_, groups_, sums);
+  }
+
+ private:
+  int groups_;
+  const typename Kind::Weight *weights_;
+  float *floats_ = nullptr;
 };
 
 // The states of a GRU that follow, of what inputs and states add to r, z and n.

@@ -7,7 +7,7 @@
 // A GRU. Its units are filled up to a multiple of 16. Matrices lie in blocks of 16 units of r, z and
 // n, which are told their biases.
 struct Gru {
-  int32_t inputs, units, model_units;
+  int32_t inputs, units, model_units, kind;
   const void *of_inputs, *of_states;
 };
 
@@ -22,16 +22,17 @@ struct Sequences {
 
 namespace {
 
-using Block = BlockOf<float, GATE_VECTORS>;
-
 struct SequenceRooms {
   Room<float> inputs, gates, states, numbers;
 };
 
 thread_local SequenceRooms sequence_rooms;
 
+template <typename Kind>
 class Encoding {
  public:
+  using Block = BlockOf<Kind, GATE_VECTORS>;
+
   Encoding(const Gru &gru, const Sequences &sequences) : g_(gru), s_(sequences) {}
 
   void run() {
@@ -63,11 +64,10 @@ class Encoding {
     gates_ = sequence_rooms.gates.of(count_ * 3 * g_.units);
     alignas(64) float sums[TILE * GATE_VECTORS * LANES];
     for (int tile = 0; tile < g_.units / LANES; ++tile) {
-      Block block(g_.of_inputs, tile, g_.inputs);
+      Block block(g_.of_inputs, tile, g_.inputs, count_);
       for (size_t first = 0; first < count_; first += TILE) {
         int count = std::min<size_t>(TILE, count_ - first);
-        multiply_rows<float, GATE_VECTORS>(inputs_ + first * g_.inputs, g_.inputs, count,
-                                           block.weights, g_.inputs, sums);
+        block.multiply(inputs_ + first * g_.inputs, g_.inputs, count, sums);
         for (int each = 0; each < count; ++each) {
           Floats values[3];
           add_biases(block, sums + each * GATE_VECTORS * LANES, values);
@@ -97,12 +97,11 @@ class Encoding {
     int tiles = g_.units / LANES;
     for (int at = 0; at < tiles; ++at) {
       int tile = step % 2 ? tiles - 1 - at : at;
-      Block block(g_.of_states, tile, g_.units);
+      Block block(g_.of_states, tile, g_.units, step > 0 ? active_.size() : 0);
       for (size_t first = 0; first < active_.size(); first += TILE) {
         int count = std::min<size_t>(TILE, active_.size() - first);
         if (step > 0)  // before it states are zeros, and so are sums
-          multiply_rows<float, GATE_VECTORS>(numbers + first * g_.units, g_.units, count,
-                                             block.weights, g_.units, sums);
+          block.multiply(numbers + first * g_.units, g_.units, count, sums);
         for (int each = 0; each < count; ++each)
           advance(step, active_[first + each], tile, block, sums + each * GATE_VECTORS * LANES);
       }
@@ -131,5 +130,6 @@ class Encoding {
 
 // Run a GRU over sequences. Several threads may run it at once.
 EXPORTED void siserve_encode(const Gru *gru, const Sequences *sequences) {
-  Encoding(*gru, *sequences).run();
+  if (gru->kind == FLOAT16) Encoding<Float16>(*gru, *sequences).run();
+  if (gru->kind == FLOAT32) Encoding<Float32>(*gru, *sequences).run();
 }

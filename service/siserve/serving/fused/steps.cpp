@@ -31,7 +31,7 @@ constexpr int ZERO_POINT = 128;
 // -1e30. Memory that it points to starts with a cache line and may be read a page beyond its end.
 struct Decoder {
   int32_t units, model_units, context, latent, vocabulary, words, start, end;
-  int32_t has_integers, may_use_tiles;
+  int32_t kind, may_use_tiles;  // how weights of both products lie
   const void *gates, *output;  // in blocks
   const float *first;          // (context + latent, units), in blocks of 32 units
   const float *first_bias;     // (units,)
@@ -93,16 +93,16 @@ struct Rooms {
 
 thread_local Rooms rooms;
 
-template <typename Number>
+template <typename Kind>
 class Run {
  public:
-  using Weight = typename Of<Number>::Weight;
-  using Sum = typename Of<Number>::Sum;
+  using Number = typename Kind::Number;
+  using Sum = typename Kind::Sum;
   template <int VECTORS>
-  using Block = BlockOf<Number, VECTORS>;
+  using Block = BlockOf<Kind, VECTORS>;
 
   Run(const Decoder &decoder, const Chunk &chunk) : d_(decoder), chunk_(chunk) {
-    groups_ = d_.units / Of<Number>::GROUP;
+    groups_ = d_.units / Kind::GROUP;
     stride_ = stride_of(d_.units);
     blocks_ = d_.words / BLOCK;
     padded_blocks_ = (blocks_ + QUAD - 1) / QUAD * QUAD;
@@ -206,7 +206,7 @@ class Run {
       }
       for (int unit = 0; unit < d_.units; unit += FIRST_VECTORS * LANES) {
         const float *block = d_.first + (size_t)unit * condition;
-        multiply_rows<float, FIRST_VECTORS>(conditions, condition, count, block, condition, sums);
+        multiply_rows<Float32, FIRST_VECTORS>(conditions, condition, count, block, condition, sums);
         for (int each = 0; each < count; ++each)
           for (int at = 0; at < FIRST_VECTORS * LANES && unit + at < d_.units; ++at)
             rows_[starting[first + each]].state[unit + at] =
@@ -271,14 +271,13 @@ class Run {
 
   template <int VECTORS>
   void multiply(size_t first, int count, const Block<VECTORS> &block, Sum *sums) const {
-    multiply_some<Number, VECTORS>(numbers_ + first * stride_, stride_, count, block.weights,
-                                   groups_, sums, d_.may_use_tiles);
+    block.multiply(numbers_ + first * stride_, stride_, count, sums, d_.may_use_tiles);
   }
 
   void gru() {
     alignas(64) Sum sums[TILE * GATE_VECTORS * LANES];
     for (int tile = 0; tile < d_.units / LANES; ++tile) {
-      Block<GATE_VECTORS> block(d_.gates, tile, groups_);
+      Block<GATE_VECTORS> block(d_.gates, tile, groups_, active_->size());
       for (size_t first = 0; first < active_->size(); first += TILE) {
         int count = std::min<size_t>(TILE, active_->size() - first);
         multiply(first, count, block, sums);
@@ -304,7 +303,7 @@ class Run {
     alignas(64) Sum sums[TILE * BLOCK];
     for (int at = 0; at < blocks_; ++at) {
       int number = backwards ? blocks_ - 1 - at : at;
-      Block<OUTPUT_VECTORS> block(d_.output, number, groups_);
+      Block<OUTPUT_VECTORS> block(d_.output, number, groups_, active_->size());
       for (size_t first = 0; first < active_->size(); first += TILE) {
         int count = std::min<size_t>(TILE, active_->size() - first);
         multiply(first, count, block, sums);
@@ -528,7 +527,7 @@ class Run {
   // The logits of one block for one row, again.
   void compute_logits(size_t at, int number, Floats (&logits)[4]) const {
     alignas(64) Sum sums[BLOCK];
-    Block<OUTPUT_VECTORS> block(d_.output, number, groups_);
+    Block<OUTPUT_VECTORS> block(d_.output, number, groups_, 1);
     multiply(at, 1, block, sums);
     const Row &row = rows_[(*active_)[at]];
     for (int each = 0; each < 4; ++each) logits[each] = value_of(block, row, sums, each);
@@ -664,20 +663,20 @@ class Run {
 };
 
 // The output layer's product of rows of zeros, sixteen at a time, and nothing else.
-template <typename Number>
+template <typename Kind>
 void only_multiply(const Decoder &decoder, int num_rows) {
-  alignas(64) typename Of<Number>::Sum sums[TILE * BLOCK];
+  using Number = typename Kind::Number;
+  alignas(64) typename Kind::Sum sums[TILE * BLOCK];
   size_t stride = stride_of(decoder.units);
   size_t size = (num_rows + TILE - 1) / TILE * TILE * stride * sizeof(Number);
   auto rows = reinterpret_cast<Number *>(rooms.numbers.of(size));
   std::memset(static_cast<void *>(rows), 0, size);
-  int groups = decoder.units / Of<Number>::GROUP;
   for (int number = 0; number < decoder.words / BLOCK; ++number) {
-    BlockOf<Number, OUTPUT_VECTORS> block(decoder.output, number, groups);
+    BlockOf<Kind, OUTPUT_VECTORS> block(decoder.output, number, decoder.units / Kind::GROUP,
+                                        num_rows);
     for (int first = 0; first < num_rows; first += TILE)
-      multiply_some<Number, OUTPUT_VECTORS>(rows + first * stride, stride,
-                                            std::min(TILE, num_rows - first), block.weights, groups,
-                                            sums, decoder.may_use_tiles);
+      block.multiply(rows + first * stride, stride, std::min(TILE, num_rows - first), sums,
+                     decoder.may_use_tiles);
   }
 }
 
@@ -706,18 +705,16 @@ EXPORTED const char *siserve_source() { return SOURCE; }
 EXPORTED int siserve_run(const Decoder *decoder, const Chunk *chunk) {
   if (!are_words(*decoder, *chunk)) return 1;
   Tiles tiles(decoder->may_use_tiles);
-  if (decoder->has_integers)
-    Run<uint8_t>(*decoder, *chunk).run();
-  else
-    Run<float>(*decoder, *chunk).run();
+  if (decoder->kind == INTEGERS) Run<Integers>(*decoder, *chunk).run();
+  if (decoder->kind == FLOAT16) Run<Float16>(*decoder, *chunk).run();
+  if (decoder->kind == FLOAT32) Run<Float32>(*decoder, *chunk).run();
   return 0;
 }
 
 // Do the output layer's product for so many rows, to measure the rate.
 EXPORTED void siserve_multiply(const Decoder *decoder, int num_rows) {
   Tiles tiles(decoder->may_use_tiles);
-  if (decoder->has_integers)
-    only_multiply<uint8_t>(*decoder, num_rows);
-  else
-    only_multiply<float>(*decoder, num_rows);
+  if (decoder->kind == INTEGERS) only_multiply<Integers>(*decoder, num_rows);
+  if (decoder->kind == FLOAT16) only_multiply<Float16>(*decoder, num_rows);
+  if (decoder->kind == FLOAT32) only_multiply<Float32>(*decoder, num_rows);
 }
