@@ -94,6 +94,23 @@ def test_contexts_are_encoded_by_them_as_by_the_graphs(sessions, graphs, manifes
     assert np.allclose(got, expected, atol=1e-5)
 
 
+def test_utterances_of_all_lengths_are_encoded_in_one_run(sessions, graphs, manifest, monkeypatch):
+    told = []
+    run = CpuUtteranceEncoder.run
+
+    def counted(self, inputs):
+        told.append(len(inputs["ids"]))
+        return run(self, inputs)
+
+    monkeypatch.setattr(CpuUtteranceEncoder, "run", counted)
+    utterances = [(2, *([7] * length), 3) for length in range(1, 39)]
+    contexts = [Context(tuple(utterances[at : at + 9]), (0,) * 9) for at in range(29)]
+    pad = manifest.tokens.pad
+    got = ContextEncoder(sessions, pad).encode(contexts)
+    assert told == [37]
+    assert np.allclose(got, ContextEncoder(graphs, pad).encode(contexts), atol=1e-5)
+
+
 def test_encoders_of_other_kinds_are_refused_by_name(bundle, manifest):
     weights, library = weights_of(bundle), cpu_library()
     without = {name: w for name, w in weights.items() if name != "utterance_encoder.gru.R"}

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from siserve.serving.fused.cpu_encoder import CpuUtteranceEncoder
 from siserve.serving.sessions import AnyArray, Sessions
 
 __all__ = ["Context", "ContextEncoder", "Utterance", "runs_of"]
@@ -100,11 +101,18 @@ class ContextEncoder:
     def _encode_utterances(self, utterances: Sequence[Utterance]) -> dict[Utterance, Vector]:
         assert self._sessions.utterance_encoder is not None
         made: dict[Utterance, Vector] = {}
-        for together in runs_of(utterances):
+        for together in self._runs(utterances):
             ids = _padded(together, self._pad)  # (N, T)
             (vectors,) = self._sessions.utterance_encoder.run({"ids": ids})  # (N, F)
             made |= {ids: vector.copy() for ids, vector in zip(together, vectors, strict=True)}
         return made
+
+    def _runs(self, utterances: Sequence[Utterance]) -> Iterable[Sequence[Utterance]]:
+        if isinstance(self._sessions.utterance_encoder, CpuUtteranceEncoder):
+            # It has no work with padding.
+            starts = range(0, len(utterances), _MAX_ROWS)
+            return [utterances[start : start + _MAX_ROWS] for start in starts]
+        return runs_of(utterances)
 
     def _whole(self, contexts: Sequence[Context]) -> dict[str, AnyArray]:
         window = max(len(context.utterances) for context in contexts)
