@@ -88,7 +88,7 @@ clean: ## remove the environments and caches
 	rm -rf .venv .venv-serve .venv-protoc .venv-deploy .cache .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 
 # A stamp is touched last, so an installation that was broken off is done again.
-KERNELS = hatch_build.py service/siserve/serving/fused/steps.cpp
+KERNELS = hatch_build.py $(wildcard service/siserve/serving/fused/*.[ch]pp)
 .venv-serve/.ready: pyproject.toml requirements/constraints.txt $(KERNELS)
 	@echo "setting up .venv-serve (to serve; no torch)"
 	@test -x .venv-serve/bin/python || "$(PYTHON)" -m venv .venv-serve

@@ -5,6 +5,7 @@ import pytest
 from siserve.bundle import open_bundle
 from siserve.serving.encoding import Context, ContextEncoder
 from siserve.serving.fused import cpu_encoder, loading
+from siserve.serving.fused.cpu import CpuDecoder
 from siserve.serving.fused.cpu_encoder import CpuDialogEncoder, CpuUtteranceEncoder
 from siserve.serving.fused.loading import load_encoders_on_cpu
 from siserve.serving.fused.native import Kind, cpu_library, kind_of
@@ -132,7 +133,7 @@ def test_encoders_that_do_not_do_what_the_graphs_do_are_left_to_onnxruntime(
         load_encoders_on_cpu(open_bundle(bundle), graphs.utterance_encoder, graphs.dialog_encoder)
     sessions = load_sessions(open_bundle(bundle), "cpu", 1)
     assert not isinstance(sessions.utterance_encoder, CpuUtteranceEncoder)
-    assert sessions.has_kernels  # of the decoder
+    assert isinstance(sessions.decoder, CpuDecoder)
 
 
 def test_encoders_whose_shapes_do_not_fit_are_left_to_onnxruntime(bundle, graphs, monkeypatch):

@@ -312,7 +312,7 @@ def test_a_bundle_without_a_golden_request_is_left_to_onnxruntime(bundle):
     without = replace(opened, manifest=opened.manifest.model_copy(update={"golden": None}))
     with pytest.raises(NotFused, match="has no golden request to try them by"):
         load_decoders_on_cpu(without, True, 1)
-    assert not load_sessions(without, "cpu", 1).has_kernels
+    assert not isinstance(load_sessions(without, "cpu", 1).decoder, CpuDecoder)
 
 
 def test_kernels_whose_rows_depend_on_each_other_are_not_used(bundle, monkeypatch):
@@ -351,7 +351,7 @@ def test_where_the_golden_request_comes_out_wrong_by_them_onnxruntime_decodes(
     )
     monkeypatch.setattr("siserve.serving.fused.loading._check_rows_alone", lambda *_: None)
     assert not isinstance(decoder_of(model_of(bundle)), CpuDecoder)
-    assert "onnxruntime decodes, not siserve's kernels: by them" in caplog.text
+    assert "onnxruntime does all, not siserve's kernels: by them" in caplog.text
 
 
 def test_a_bundle_that_is_wrong_by_both_is_refused(bundle, monkeypatch):

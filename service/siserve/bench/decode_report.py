@@ -13,13 +13,14 @@ from rich.text import Text
 __all__ = ["number", "plain_table", "render_facts", "render_machine", "show"]
 
 HOW = """
-A step is one token of every row. Ours runs the engine's graph in the engine's chunks, each row at
-temperature 1; a row that ended goes on, because the graph does the same work for it. PyTorch is
-eager, with the bundle's weights: one response after the other, or the rows as one batch, both by
-multinomial (x one, x batch: its time over ours); greedy is information. The floor is the larger of
-weight bytes over read bandwidth and operations over onnxruntime's best rate, both measured in the
-same round. Each variant has a process of its own; rounds visit them forwards and backwards in turn;
-ratios are taken within a round; figures are medians over rounds.
+A step is one token of every row. Ours runs the engine's decoder in the engine's chunks, each row at
+temperature 1; a row that ended goes on with the next chunk, and its steps up to there do not count.
+PyTorch is eager, with the bundle's weights: one response after the other, or the rows as one batch,
+both by multinomial (x one, x batch: its time over ours); greedy is information. The floor is the
+larger of weight bytes over read bandwidth and operations over the best rate of products, whether
+onnxruntime's or our kernels', all measured in the same round. Each variant has a process of its
+own; rounds visit them forwards and backwards in turn; ratios are taken within a round; figures are
+medians over rounds.
 """
 
 HOW_ENGINE = (

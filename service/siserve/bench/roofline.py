@@ -112,9 +112,8 @@ def _read_dot(size: int) -> _Read:
 
 def _read_rate(make: Callable[[int], _Read], size: int, threads: int, seconds: float) -> float:
     """Read a working set again and again, each thread its own part; numpy lets go of the GIL."""
-    return (
-        size / threads * _calls_a_second([make(size // threads) for _ in range(threads)], seconds)
-    )
+    reads = [make(size // threads) for _ in range(threads)]
+    return size / threads * _calls_a_second(reads, seconds)
 
 
 def _kernel_rate(kernels: CpuDecoder, rows: int, threads: int, seconds: float) -> float:

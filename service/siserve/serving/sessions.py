@@ -50,7 +50,7 @@ __all__ = [
 
 Device = Literal["auto", "cuda", "cpu"]
 Precision = Literal["auto", "fp32", "int8"]
-#: Whether siserve's own kernels decode, where they are for the model and the machine.
+#: Whether siserve's own kernels decode and encode, where they are for the model and the machine.
 Kernels = Literal["auto", "off"]
 
 _CUDA = "CUDAExecutionProvider"
@@ -87,7 +87,6 @@ class Sessions:
         decoder: what draws responses.
         exact_decoder: the decoder in float32, by which given responses are scored; the same one
             unless responses are drawn in 8-bit integers.
-        has_kernels: whether siserve's own kernels decode.
     """
 
     context_encoder: Runs
@@ -99,7 +98,6 @@ class Sessions:
     precision: Literal["fp32", "int8", "tf32"]
     utterance_encoder: Runs | None = None
     dialog_encoder: Runs | None = None
-    has_kernels: bool = False
 
     def chunk_steps(self, num_rows: int) -> int:
         """Steps of a run of the decoder: all of a recording, else few, so that rows come and go.
@@ -128,7 +126,7 @@ class Placement:
     Attributes:
         threads: CPU threads of one run of the decoder; 0 = one where several workers share the
             cores, two where one worker has them.
-        kernels: whether siserve's own may decode.
+        kernels: whether siserve's own may decode and encode.
     """
 
     device: Device = "auto"
@@ -156,7 +154,7 @@ def load_sessions(
         threads: CPU threads of one run.
         precision: of the decoder that draws responses; auto is int8 on a CPU, if the bundle holds
             a decoder in 8-bit integers, and TF32 on CUDA, if its decoder can be recorded.
-        kernels: "off" leaves decoding to onnxruntime.
+        kernels: "off" leaves all to onnxruntime.
 
     Raises:
         UsageError: if device or precision cannot be had; the message says why.
@@ -220,14 +218,11 @@ def _load(
     if device == "cuda" and (recorded := _record(bundle, exact, asked, kernels)) is not None:
         decoder, precision = recorded, "fp32" if asked == "fp32" else "tf32"
     own = (prior, sampler, decoder, exact, device, precision)
-    has_kernels = isinstance(decoder, CpuDecoder)
-    if isinstance(decoder, RecordedDecoder):
-        has_kernels = decoder.is_fused
     # One thread: a second one is waited for at each of some 80 short steps, and where something
     # else has its core, that is 20 ms instead of 2.
     if not bundle.has(DIALOG_ENCODER.file):
         whole = GraphSession(CONTEXT_ENCODER, _session(bundle, CONTEXT_ENCODER, "cpu", 1))
-        return Sessions(whole, *own, has_kernels=has_kernels)
+        return Sessions(whole, *own)
     utterance, dialog = (
         GraphSession(graph, _session(bundle, graph, "cpu", 1))
         for graph in (UTTERANCE_ENCODER, DIALOG_ENCODER)
@@ -238,7 +233,7 @@ def _load(
             encoders = load_encoders_on_cpu(bundle, utterance, dialog)
         except NotFused as reason:
             _log.info("onnxruntime encodes contexts, not siserve's kernels: %s", reason)
-    return Sessions(_ContextEncoderInSteps(*encoders), *own, *encoders, has_kernels)
+    return Sessions(_ContextEncoderInSteps(*encoders), *own, *encoders)
 
 
 def _decoders(

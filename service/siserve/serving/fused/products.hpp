@@ -32,6 +32,7 @@ constexpr int LANES = 16;
 constexpr int GATE_VECTORS = 3;  // r, z and n of 16 units
 constexpr int TILE = 16;         // rows of one of AMX's registers
 constexpr int TILE_BYTES = 64;   // numbers of a row of it
+constexpr int SUMS = 24;         // registers that take sums: rows times vectors of a block
 constexpr int MANY = 3;          // rows from which AMX is faster than VNNI
 constexpr float LOG2_E = 1.44269504f;
 // 2 to the power of x in [-1/2, 1/2] is 1 + x (P1 + x (P2 + ...)), to 1e-7 of it.
@@ -152,10 +153,9 @@ struct Integers {
   }
 };
 
-// Rows times VECTORS of the vectors of a block, to sums of 16 columns each. A row's numbers lie at
-// `stride` from those of the row before; of the BLOCK_VECTORS vectors of a block the first ones are
-// multiplied.
-template <typename Kind, int ROWS, int VECTORS, int BLOCK_VECTORS>
+// Rows times the vectors of a block, to sums of 16 columns each. A row's numbers lie at `stride` from
+// those of the row before.
+template <typename Kind, int ROWS, int VECTORS>
 void multiply(const typename Kind::Number *rows, size_t stride, const typename Kind::Weight *weights,
               int groups, typename Kind::Sum *sums) {
   constexpr int WIDTH = LANES * Kind::GROUP;
@@ -173,11 +173,11 @@ void multiply(const typename Kind::Number *rows, size_t stride, const typename K
         sum[own] = Kind::add(sum[own], number, weight[at]);
       });
     });
-    weights += BLOCK_VECTORS * WIDTH;
+    weights += VECTORS * WIDTH;
     rows += Kind::GROUP;
   }
   each<ROWS * VECTORS>([&](auto at) [[gnu::always_inline]] {
-    Kind::store(sums + (at / VECTORS * BLOCK_VECTORS + at % VECTORS) * LANES, sum[at]);
+    Kind::store(sums + at * LANES, sum[at]);
   });
 }
 
@@ -186,23 +186,21 @@ using Product = void (*)(const typename Kind::Number *, size_t, const typename K
                          typename Kind::Sum *);
 
 // `multiply` for every number of rows up to the size of what is returned.
-template <typename Kind, int VECTORS, int BLOCK_VECTORS, size_t... ROWS>
+template <typename Kind, int VECTORS, size_t... ROWS>
 constexpr std::array<Product<Kind>, sizeof...(ROWS)> products(std::index_sequence<ROWS...>) {
-  return {{multiply<Kind, ROWS + 1, VECTORS, BLOCK_VECTORS>...}};
+  return {{multiply<Kind, ROWS + 1, VECTORS>...}};
 }
 
 // Rows times a block, by as many rows at once as registers hold.
-template <typename Kind, int BLOCK_VECTORS>
+template <typename Kind, int VECTORS>
 void multiply_rows(const typename Kind::Number *rows, size_t stride, int num_rows,
-                   const typename Kind::Weight *weights, int groups,
-                   typename Kind::Sum *sums) {
-  constexpr int MOST = 24 / BLOCK_VECTORS;  // rows times all of a block's vectors
-  static constexpr auto few =
-      products<Kind, BLOCK_VECTORS, BLOCK_VECTORS>(std::make_index_sequence<MOST>());
+                   const typename Kind::Weight *weights, int groups, typename Kind::Sum *sums) {
+  constexpr int MOST = SUMS / VECTORS;
+  static constexpr auto few = products<Kind, VECTORS>(std::make_index_sequence<MOST>());
   for (int first = 0; first < num_rows; first += MOST) {
     int count = std::min(MOST, num_rows - first);
     few[count - 1](rows + first * stride, stride, weights, groups,
-                   sums + first * BLOCK_VECTORS * LANES);
+                   sums + first * VECTORS * LANES);
   }
 }
 
@@ -279,7 +277,7 @@ class BlockOf {
     told = reinterpret_cast<const float *>(block);
     weights_ = reinterpret_cast<const typename Kind::Weight *>(block + TOLD);
     if constexpr (std::is_same_v<Kind, Float16>) {
-      if (num_rows <= 24 / VECTORS) return;
+      if (num_rows <= SUMS / VECTORS) return;
       floats_ = expanded.of(groups * WIDTH);
       for (size_t at = 0; at < groups * WIDTH; at += LANES)
         _mm512_store_ps(floats_ + at, Kind::weight(weights_ + at));
