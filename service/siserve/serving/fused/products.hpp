@@ -32,6 +32,7 @@ constexpr int LANES = 16;
 constexpr int GATE_VECTORS = 3;  // r, z and n of 16 units
 constexpr int TILE = 16;         // rows of one of AMX's registers
 constexpr int TILE_BYTES = 64;   // numbers of a row of it
+constexpr int LINE = 64;         // bytes of a line of a cache
 constexpr int SUMS = 24;         // registers that take sums: rows times vectors of a block
 constexpr int MANY = 3;          // rows from which AMX is faster than VNNI
 constexpr float LOG2_E = 1.44269504f;
@@ -154,10 +155,12 @@ struct Integers {
 };
 
 // Rows times the vectors of a block, to sums of 16 columns each. A row's numbers lie at `stride` from
-// those of the row before.
-template <typename Kind, int ROWS, int VECTORS>
+// those of the row before. FETCHES brings what lies `ahead` of the weights, in bytes, to the
+// second-level cache meanwhile: what fetches by itself stops at the end of each page, and while a
+// block's masses are computed.
+template <typename Kind, int ROWS, int VECTORS, bool FETCHES>
 void multiply(const typename Kind::Number *rows, size_t stride, const typename Kind::Weight *weights,
-              int groups, typename Kind::Sum *sums) {
+              int groups, typename Kind::Sum *sums, ptrdiff_t ahead) {
   constexpr int WIDTH = LANES * Kind::GROUP;
   typename Kind::Sums sum[ROWS * VECTORS];
   each<ROWS * VECTORS>([&](auto at) [[gnu::always_inline]] { sum[at] = Kind::zero(); });
@@ -165,6 +168,8 @@ void multiply(const typename Kind::Number *rows, size_t stride, const typename K
     typename Kind::Sums weight[VECTORS];
     each<VECTORS>([&](auto at) [[gnu::always_inline]] {
       weight[at] = Kind::weight(weights + at * WIDTH);
+      if constexpr (FETCHES && at * WIDTH * sizeof(*weights) % LINE == 0)
+        _mm_prefetch(reinterpret_cast<const char *>(weights + at * WIDTH) + ahead, _MM_HINT_T1);
     });
     each<ROWS>([&](auto row) [[gnu::always_inline]] {
       typename Kind::Sums number = Kind::number(rows + row * stride);
@@ -183,24 +188,29 @@ void multiply(const typename Kind::Number *rows, size_t stride, const typename K
 
 template <typename Kind>
 using Product = void (*)(const typename Kind::Number *, size_t, const typename Kind::Weight *, int,
-                         typename Kind::Sum *);
+                         typename Kind::Sum *, ptrdiff_t);
 
 // `multiply` for every number of rows up to the size of what is returned.
-template <typename Kind, int VECTORS, size_t... ROWS>
+template <typename Kind, int VECTORS, bool FETCHES, size_t... ROWS>
 constexpr std::array<Product<Kind>, sizeof...(ROWS)> products(std::index_sequence<ROWS...>) {
-  return {{multiply<Kind, ROWS + 1, VECTORS>...}};
+  return {{multiply<Kind, ROWS + 1, VECTORS, FETCHES>...}};
 }
 
-// Rows times a block, by as many rows at once as registers hold.
+// Rows times a block, by as many rows at once as registers hold; the first of them fetch what lies
+// ahead, unless that is 0.
 template <typename Kind, int VECTORS>
 void multiply_rows(const typename Kind::Number *rows, size_t stride, int num_rows,
-                   const typename Kind::Weight *weights, int groups, typename Kind::Sum *sums) {
+                   const typename Kind::Weight *weights, int groups, typename Kind::Sum *sums,
+                   ptrdiff_t ahead = 0) {
   constexpr int MOST = SUMS / VECTORS;
-  static constexpr auto few = products<Kind, VECTORS>(std::make_index_sequence<MOST>());
+  constexpr auto UP_TO_MOST = std::make_index_sequence<MOST>();
+  static constexpr auto few = products<Kind, VECTORS, false>(UP_TO_MOST);
+  static constexpr auto fetching = products<Kind, VECTORS, true>(UP_TO_MOST);
   for (int first = 0; first < num_rows; first += MOST) {
     int count = std::min(MOST, num_rows - first);
-    few[count - 1](rows + first * stride, stride, weights, groups,
-                   sums + first * VECTORS * LANES);
+    const auto &product = first == 0 && ahead != 0 ? fetching : few;
+    product[count - 1](rows + first * stride, stride, weights, groups,
+                       sums + first * VECTORS * LANES, ahead);
   }
 }
 
@@ -231,30 +241,37 @@ class Tiles {
 template <int BLOCK_VECTORS>
 void multiply_tile(const uint8_t *rows, size_t stride, const int8_t *weights, int groups,
                    int32_t *sums) {
-  constexpr int LINE = BLOCK_VECTORS * 64;
+  constexpr int GROUP_BYTES = BLOCK_VECTORS * 64;
   int tiles = (groups * 4 + TILE_BYTES - 1) / TILE_BYTES;
   _tile_zero(0);
   _tile_zero(1);
   _tile_zero(2);
   _tile_zero(3);
   for (int tile = 0; tile < tiles; ++tile) {
-    const int8_t *own = weights + (size_t)tile * TILE * LINE;
+    const int8_t *own = weights + (size_t)tile * TILE * GROUP_BYTES;
     _tile_loadd(4, rows + tile * TILE_BYTES, stride);
-    _tile_loadd(5, own, LINE);
+    _tile_loadd(5, own, GROUP_BYTES);
     _tile_dpbusd(0, 4, 5);
-    _tile_loadd(6, own + 64, LINE);
+    _tile_loadd(6, own + 64, GROUP_BYTES);
     _tile_dpbusd(1, 4, 6);
-    _tile_loadd(7, own + 128, LINE);
+    _tile_loadd(7, own + 128, GROUP_BYTES);
     _tile_dpbusd(2, 4, 7);
     if constexpr (BLOCK_VECTORS > 3) {
-      _tile_loadd(5, own + 192, LINE);
+      _tile_loadd(5, own + 192, GROUP_BYTES);
       _tile_dpbusd(3, 4, 5);
     }
   }
-  _tile_stored(0, sums, LINE);
-  _tile_stored(1, sums + LANES, LINE);
-  _tile_stored(2, sums + 2 * LANES, LINE);
-  if constexpr (BLOCK_VECTORS > 3) _tile_stored(3, sums + 3 * LANES, LINE);
+  _tile_stored(0, sums, GROUP_BYTES);
+  _tile_stored(1, sums + LANES, GROUP_BYTES);
+  _tile_stored(2, sums + 2 * LANES, GROUP_BYTES);
+  if constexpr (BLOCK_VECTORS > 3) _tile_stored(3, sums + 3 * LANES, GROUP_BYTES);
+}
+
+// The number of the block that is read at a place in turn, and that of the next one, or of itself;
+// from the first block to the last, or the other way.
+inline std::pair<int, int> in_turn(int at, int count, bool backwards) {
+  int next = std::min(at + 1, count - 1);
+  return backwards ? std::pair(count - 1 - at, count - 1 - next) : std::pair(at, next);
 }
 
 inline size_t stride_of(int units) { return (units + TILE_BYTES - 1) / TILE_BYTES * TILE_BYTES; }
@@ -269,11 +286,13 @@ class BlockOf {
  public:
   const float *told;
 
-  // The block of that number of a matrix with so many groups of numbers, for so many rows in all.
-  BlockOf(const void *blocks, int number, int groups, size_t num_rows) : groups_(groups) {
+  // The block of that number of a matrix with so many groups of numbers, for so many rows in all;
+  // and the number of the block that is read after it, or of itself.
+  BlockOf(const void *blocks, int number, int groups, size_t num_rows, int next) : groups_(groups) {
     constexpr size_t WIDTH = VECTORS * LANES * Kind::GROUP, TOLD = Kind::TOLD * VECTORS * 64;
-    size_t size = TOLD + (groups * WIDTH * sizeof(typename Kind::Weight) + 63) / 64 * 64;
+    size_t size = TOLD + (groups * WIDTH * sizeof(typename Kind::Weight) + LINE - 1) / LINE * LINE;
     auto block = static_cast<const uint8_t *>(blocks) + number * size;
+    ahead_ = (next - number) * static_cast<ptrdiff_t>(size);
     told = reinterpret_cast<const float *>(block);
     weights_ = reinterpret_cast<const typename Kind::Weight *>(block + TOLD);
     if constexpr (std::is_same_v<Kind, Float16>) {
@@ -299,13 +318,14 @@ class BlockOf {
         return;
       }
     }
-    multiply_rows<Kind, VECTORS>(rows, stride, num_rows, weights_, groups_, sums);
+    multiply_rows<Kind, VECTORS>(rows, stride, num_rows, weights_, groups_, sums, ahead_);
   }
 
  private:
   int groups_;
   const typename Kind::Weight *weights_;
   float *floats_ = nullptr;
+  ptrdiff_t ahead_;
 };
 
 // The states of a GRU that follow, of what inputs and states add to r, z and n.

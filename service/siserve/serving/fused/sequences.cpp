@@ -63,8 +63,9 @@ class Encoding {
   void multiply_inputs() {
     gates_ = sequence_rooms.gates.of(count_ * 3 * g_.units);
     alignas(64) float sums[TILE * GATE_VECTORS * LANES];
-    for (int tile = 0; tile < g_.units / LANES; ++tile) {
-      Block block(g_.of_inputs, tile, g_.inputs, count_);
+    int tiles = g_.units / LANES;
+    for (int tile = 0; tile < tiles; ++tile) {
+      Block block(g_.of_inputs, tile, g_.inputs, count_, std::min(tile + 1, tiles - 1));
       for (size_t first = 0; first < count_; first += TILE) {
         int count = std::min<size_t>(TILE, count_ - first);
         block.multiply(inputs_ + first * g_.inputs, g_.inputs, count, sums);
@@ -96,8 +97,8 @@ class Encoding {
     alignas(64) float sums[TILE * GATE_VECTORS * LANES] = {};
     int tiles = g_.units / LANES;
     for (int at = 0; at < tiles; ++at) {
-      int tile = step % 2 ? tiles - 1 - at : at;
-      Block block(g_.of_states, tile, g_.units, step > 0 ? active_.size() : 0);
+      auto [tile, next] = in_turn(at, tiles, step % 2);
+      Block block(g_.of_states, tile, g_.units, step > 0 ? active_.size() : 0, next);
       for (size_t first = 0; first < active_.size(); first += TILE) {
         int count = std::min<size_t>(TILE, active_.size() - first);
         if (step > 0)  // before it states are zeros, and so are sums

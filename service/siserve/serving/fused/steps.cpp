@@ -276,8 +276,10 @@ class Run {
 
   void gru() {
     alignas(64) Sum sums[TILE * GATE_VECTORS * LANES];
-    for (int tile = 0; tile < d_.units / LANES; ++tile) {
-      Block<GATE_VECTORS> block(d_.gates, tile, groups_, active_->size());
+    int tiles = d_.units / LANES;
+    for (int tile = 0; tile < tiles; ++tile) {
+      Block<GATE_VECTORS> block(d_.gates, tile, groups_, active_->size(),
+                                std::min(tile + 1, tiles - 1));
       for (size_t first = 0; first < active_->size(); first += TILE) {
         int count = std::min<size_t>(TILE, active_->size() - first);
         multiply(first, count, block, sums);
@@ -302,8 +304,8 @@ class Run {
   void output(bool backwards) {
     alignas(64) Sum sums[TILE * BLOCK];
     for (int at = 0; at < blocks_; ++at) {
-      int number = backwards ? blocks_ - 1 - at : at;
-      Block<OUTPUT_VECTORS> block(d_.output, number, groups_, active_->size());
+      auto [number, next] = in_turn(at, blocks_, backwards);
+      Block<OUTPUT_VECTORS> block(d_.output, number, groups_, active_->size(), next);
       for (size_t first = 0; first < active_->size(); first += TILE) {
         int count = std::min<size_t>(TILE, active_->size() - first);
         multiply(first, count, block, sums);
@@ -460,7 +462,7 @@ class Run {
     int count = std::min<size_t>(QUAD, active_->size() - first);
     Masses masses = masses_of(first);
     const Stretches &stretches = stretches_[first / QUAD];
-    alignas(64) float most[LANES], totals[LANES], open_most[LANES], targets[LANES];
+    alignas(64) float most[LANES], totals[LANES], open_most[LANES], targets[LANES] = {};
     alignas(64) int32_t passed[LANES] = {};
     Floats largest = largest_of_blocks(masses.largest);
     _mm512_store_ps(most, largest);
@@ -489,34 +491,42 @@ class Run {
       }
       _mm512_store_si512(passed, blocks);
     }
+    int numbers[QUAD + 1];  // of the blocks that words are looked for in
+    for (int row = 0; row < count; ++row) {
+      Row &own = rows_[(*active_)[first + row]];
+      own.open_largest = open_most[row];
+      int64_t forced = chunk_.forced[place_of(step, first + row)];
+      int block = passed[row] + passed[row + 4] + passed[row + 8] + passed[row + 12];
+      if (forced >= 0) {
+        block = forced / BLOCK;
+      } else if (own.is_greedy) {
+        for (block = 0; block < blocks_ - 1; ++block)
+          if (masses.open_largest[QUAD * block + row] == own.open_largest) break;
+      }
+      numbers[row] = std::min(block, blocks_ - 1);
+    }
+    numbers[count] = numbers[count - 1];
     for (int row = 0; row < count; ++row) {
       size_t place = place_of(step, first + row);
       Row &own = rows_[(*active_)[first + row]];
-      own.open_largest = open_most[row];
       int64_t word = chunk_.forced[place];
+      int block = numbers[row], next = numbers[row + 1];
       float logit = 0.0f;
       if (word >= 0) {
-        logit = compute_logit(first + row, word);
+        logit = compute_logit(first + row, word, next);
       } else if (own.is_narrow) {
         word = choose_among_few(own, std::min(chunk_.uniform[place], BELOW_ONE));
         logit = own.logits[word];
-      } else if (own.is_greedy) {
-        int block = 0;
-        while (block < blocks_ - 1 && masses.open_largest[QUAD * block + row] != own.open_largest)
-          ++block;
-        std::tie(word, logit) = choose_in(first + row, block, 0.0f);
       } else {
-        int block = passed[row] + passed[row + 4] + passed[row + 8] + passed[row + 12];
-        block = std::min(block, blocks_ - 1);
-        float before = block > 0 ? prefixes_[QUAD * (block - 1) + row] : 0.0f;
-        std::tie(word, logit) = choose_in(first + row, block, targets[row] - before);
+        float before = block > 0 && !own.is_greedy ? prefixes_[QUAD * (block - 1) + row] : 0.0f;
+        std::tie(word, logit) = choose_in(first + row, block, targets[row] - before, next);
       }
       own.token = word;
       chunk_.tokens[place] = word;
       chunk_.log_probs[place] = logit - (most[row] + std::log(totals[row]));
-      const float *next = d_.of_words + word * 3 * d_.units;  // what the next step reads, from afar
+      const float *adds = d_.of_words + word * 3 * d_.units;  // what the next step reads, from afar
       for (int number = 0; number < 3 * d_.units; number += LANES)
-        _mm_prefetch((const char *)(next + number), _MM_HINT_T0);
+        _mm_prefetch((const char *)(adds + number), _MM_HINT_T0);
     }
   }
 
@@ -524,30 +534,30 @@ class Run {
     return (size_t)step * chunk_.rows + chunk_.first_row + (*active_)[at];
   }
 
-  // The logits of one block for one row, again.
-  void compute_logits(size_t at, int number, Floats (&logits)[4]) const {
+  // The logits of one block for one row, again; `next` is the block that another row wants then.
+  void compute_logits(size_t at, int number, int next, Floats (&logits)[4]) const {
     alignas(64) Sum sums[BLOCK];
-    Block<OUTPUT_VECTORS> block(d_.output, number, groups_, 1);
+    Block<OUTPUT_VECTORS> block(d_.output, number, groups_, 1, next);
     multiply(at, 1, block, sums);
     const Row &row = rows_[(*active_)[at]];
     for (int each = 0; each < 4; ++each) logits[each] = value_of(block, row, sums, each);
   }
 
-  float compute_logit(size_t at, int64_t word) const {
+  float compute_logit(size_t at, int64_t word, int next) const {
     Floats logits[4];
-    compute_logits(at, word / BLOCK, logits);
+    compute_logits(at, word / BLOCK, next, logits);
     alignas(64) float own[BLOCK];
     for (int each = 0; each < 4; ++each) _mm512_store_ps(own + each * LANES, logits[each]);
     return own[word % BLOCK];
   }
 
   // The word of a block up to which masses add up to more than `rest`; or the likeliest one.
-  std::pair<int64_t, float> choose_in(size_t at, int block, float rest) {
+  std::pair<int64_t, float> choose_in(size_t at, int block, float rest, int next) {
     const Row &row = rows_[(*active_)[at]];
     Floats logits[4], from = _mm512_set1_ps(row.open_largest);
     Floats by = _mm512_set1_ps(LOG2_E * row.stretch);
     alignas(64) float own[BLOCK], values[BLOCK];
-    compute_logits(at, block, logits);
+    compute_logits(at, block, next, logits);
     for (int each = 0; each < 4; ++each) _mm512_store_ps(own + each * LANES, logits[each]);
     bar(row, block, logits);
     for (int each = 0; each < 4; ++each) {
@@ -671,9 +681,10 @@ void only_multiply(const Decoder &decoder, int num_rows) {
   size_t size = (num_rows + TILE - 1) / TILE * TILE * stride * sizeof(Number);
   auto rows = reinterpret_cast<Number *>(rooms.numbers.of(size));
   std::memset(static_cast<void *>(rows), 0, size);
-  for (int number = 0; number < decoder.words / BLOCK; ++number) {
+  int blocks = decoder.words / BLOCK;
+  for (int number = 0; number < blocks; ++number) {
     BlockOf<Kind, OUTPUT_VECTORS> block(decoder.output, number, decoder.units / Kind::GROUP,
-                                        num_rows);
+                                        num_rows, std::min(number + 1, blocks - 1));
     for (int first = 0; first < num_rows; first += TILE)
       block.multiply(rows + first * stride, stride, std::min(TILE, num_rows - first), sums,
                      decoder.may_use_tiles);
