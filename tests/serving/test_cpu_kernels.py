@@ -1,6 +1,7 @@
 """The kernels for CPUs give what onnxruntime gives by the decoder's graphs."""
 
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from siserve.bundle import open_bundle
 from siserve.bundle.errors import BundleError
+from siserve.serving.cores import usable_cores
 from siserve.serving.engine import EngineOptions
 from siserve.serving.fused import cpu, native
 from siserve.serving.fused.cpu import CpuDecoder, CpuTables
@@ -38,9 +40,20 @@ pytestmark = pytest.mark.skipif(bool(REASON), reason=f"no kernels for CPUs here:
 BOTH = pytest.mark.parametrize("has_integers", [False, True], ids=["float32", "integers"])
 
 
-def made(weights, manifest, has_integers, threads=1, library=None):
+def made(weights, manifest, has_integers, library=None):
     tables = CpuTables(weights, manifest)
-    return CpuDecoder(library or cpu_library(), tables, weights, has_integers, threads)
+    return CpuDecoder(library or cpu_library(), tables, weights, has_integers)
+
+
+@pytest.fixture
+def cores(request):
+    """How many threads compute at once; some find no core of their own here."""
+    cpu_library().allow(request.param)
+    yield request.param
+    cpu_library().allow(1)
+
+
+ALONE_OR_HELPED = pytest.mark.parametrize("cores", [1, 2, 5], indirect=True)
 
 
 @pytest.fixture(scope="module")
@@ -113,14 +126,16 @@ def test_told_words_are_said_whatever_they_are(exact, graphs, manifest):
 
 
 @BOTH
-@pytest.mark.parametrize("threads", [1, 3])
-def test_a_rows_bits_depend_on_no_neighbour_and_no_number_of_rows(
-    weights, manifest, has_integers, threads
+@ALONE_OR_HELPED
+def test_a_rows_bits_depend_on_no_neighbour_no_number_of_rows_and_no_helper(
+    weights, manifest, has_integers, cores
 ):
-    decoder = made(weights, manifest, has_integers, threads)
+    decoder = made(weights, manifest, has_integers)
     alone = chunk(manifest, np.random.default_rng(0), 7)
     alone["top_k"][2] = 5
-    expected = made(weights, manifest, has_integers).run(alone)
+    cpu_library().allow(1)
+    expected = decoder.run(alone)
+    cpu_library().allow(cores)
     for rows, first in ((8, 1), (16, 9), (31, 17), (90, 40)):
         inputs = chunk(manifest, np.random.default_rng(rows), rows)
         mine = slice(first, first + 7)
@@ -174,7 +189,8 @@ def test_weights_in_float16_give_the_same_bits_as_in_float32(manifest, monkeypat
 
 
 @BOTH
-def test_several_threads_may_share_a_decoder(weights, manifest, has_integers):
+@ALONE_OR_HELPED
+def test_several_threads_may_share_a_decoder(weights, manifest, has_integers, cores):
     decoder = made(weights, manifest, has_integers)
     asked = [chunk(manifest, np.random.default_rng(seed), 5 + 13 * seed) for seed in range(4)]
     expected = [decoder.run(inputs) for inputs in asked]
@@ -191,6 +207,29 @@ def test_several_threads_may_share_a_decoder(weights, manifest, has_integers):
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+def seconds_of_helpers():
+    """Processor time of the threads that help."""
+    threads = [each for each in threading.enumerate() if each.name.startswith("siserve-helper")]
+    clocks = [time.pthread_getcpuclockid(each.ident or 0) for each in threads]
+    return sum(map(time.clock_gettime, clocks))
+
+
+@pytest.mark.skipif(usable_cores() < 2, reason="one core: nobody helps")
+def test_a_run_is_helped_if_it_may_take_more_cores_than_its_own(wide):
+    model, decoder = wide
+    inputs = chunk(model.manifest, np.random.default_rng(0), 64)
+    taken = {}
+    for cores in (1, 2):
+        cpu_library().allow(cores)
+        time.sleep(0.05)  # who has helped falls asleep
+        before = seconds_of_helpers()
+        for _ in range(20):
+            decoder.run(inputs)
+        taken[cores] = seconds_of_helpers() - before
+    cpu_library().allow(1)
+    assert taken[1] == 0 < taken[2]
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["float32", "integers"])
@@ -257,13 +296,10 @@ def test_no_temperature_is_too_low_or_too_high(wide, temperature):
         ("top_k", np.zeros(3), r"top_k: \(3,\), expected"),
     ],
 )
-def test_what_does_not_fit_is_refused_before_it_is_read(
-    weights, exact, manifest, name, values, reason
-):
+def test_what_does_not_fit_is_refused_before_it_is_read(exact, manifest, name, values, reason):
     inputs = {**chunk(manifest, np.random.default_rng(0), 4), name: values}
-    for decoder in (exact, made(weights, manifest, False, threads=2)):
-        with pytest.raises(ValueError, match=reason):
-            decoder.run(inputs)
+    with pytest.raises(ValueError, match=reason):
+        exact.run(inputs)
 
 
 @BOTH
@@ -311,7 +347,7 @@ def test_a_bundle_without_a_golden_request_is_left_to_onnxruntime(bundle):
     opened = open_bundle(bundle)
     without = replace(opened, manifest=opened.manifest.model_copy(update={"golden": None}))
     with pytest.raises(NotFused, match="has no golden request to try them by"):
-        load_decoders_on_cpu(without, True, 1)
+        load_decoders_on_cpu(without, True)
     assert not isinstance(load_sessions(without, "cpu", 1).decoder, CpuDecoder)
 
 
@@ -324,7 +360,7 @@ def test_kernels_whose_rows_depend_on_each_other_are_not_used(bundle, monkeypatc
 
     monkeypatch.setattr(CpuDecoder, "run", by_number)
     with pytest.raises(NotFused, match="a row's log_probs depends on its neighbours"):
-        load_decoders_on_cpu(open_bundle(bundle), False, 1)
+        load_decoders_on_cpu(open_bundle(bundle), False)
 
 
 def model_of(path, kernels="auto"):

@@ -71,7 +71,7 @@ def _rates(asked: dict[str, Any]) -> Answer:
     from siserve.serving.fused.loading import NotFused, load_decoders_on_cpu
 
     try:
-        exact, in_integers = load_decoders_on_cpu(open_bundle(Path(asked["bundle"])), True, 1)
+        exact, in_integers = load_decoders_on_cpu(open_bundle(Path(asked["bundle"])), True)
         own = {"fp32": exact, "int8": in_integers}
     except NotFused:
         own = {}

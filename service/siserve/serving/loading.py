@@ -48,9 +48,8 @@ def load_model(
     manifest = bundle.manifest
     text = _load_text(bundle)
     context_text = _load_context_text(bundle) or text
-    threads = placement.threads_beside(options.workers)
-    sessions = _load_checked(bundle, placement, threads, context_text)
     cores = usable_cores()
+    sessions = _load_checked(bundle, placement, options.workers or cores, context_text)
     workers = options.workers or (min(_MOST_ON_CUDA, cores) if sessions.device == "cuda" else cores)
     engine = Engine(sessions, manifest, replace(options, workers=workers), observer)
     return DialogModel(
@@ -59,11 +58,11 @@ def load_model(
 
 
 def _load_checked(
-    bundle: Bundle, placement: Placement, threads: int, context_text: Text | ContextText
+    bundle: Bundle, placement: Placement, workers: int, context_text: Text | ContextText
 ) -> Sessions:
     """Load the graphs, without siserve's kernels if by them the golden request comes out wrong."""
-    how = (bundle, placement.device, threads, placement.precision)
-    sessions = load_sessions(*how, placement.kernels)
+    how = (bundle, placement.device, placement.threads_beside(workers), placement.precision)
+    sessions = load_sessions(*how, placement.kernels, workers)
     try:
         _check_golden(sessions, bundle.manifest, context_text)
     except BundleError as error:

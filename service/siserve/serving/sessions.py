@@ -29,6 +29,7 @@ from siserve.serving.cores import usable_cores
 from siserve.serving.fused.cpu import CpuDecoder
 from siserve.serving.fused.loading import (
     NotFused,
+    allow_on_cpu,
     load_decoders_on_cpu,
     load_encoders_on_cpu,
     load_fused,
@@ -145,6 +146,7 @@ def load_sessions(
     threads: int,
     precision: Precision = "fp32",
     kernels: Kernels = "auto",
+    workers: int = 1,
 ) -> Sessions:
     """Load the graphs of a bundle.
 
@@ -155,11 +157,14 @@ def load_sessions(
         precision: of the decoder that draws responses; auto is int8 on a CPU, if the bundle holds
             a decoder in 8-bit integers, and TF32 on CUDA, if its decoder can be recorded.
         kernels: "off" leaves all to onnxruntime.
+        workers: that run at once; a kernel helps itself to the threads of those that have no work.
 
     Raises:
         UsageError: if device or precision cannot be had; the message says why.
         BundleError: if onnxruntime refuses a graph.
     """
+    if kernels == "auto":
+        allow_on_cpu(min(threads * workers, usable_cores()))
     if device != "cpu":
         try:
             return _load(bundle, "cuda", threads, precision, kernels)
@@ -246,7 +251,7 @@ def _decoders(
     """Make the decoder in float32 and the one that draws responses."""
     if device == "cpu" and kernels == "auto":
         try:
-            return load_decoders_on_cpu(bundle, precision == "int8", threads)
+            return load_decoders_on_cpu(bundle, precision == "int8")
         except NotFused as reason:
             _log.info("onnxruntime decodes, not siserve's kernels: %s", reason)
     exact = GraphSession(DECODER, _session(bundle, DECODER, device, threads))

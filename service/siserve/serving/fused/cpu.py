@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from siserve.serving.fused.native import (
     in_gates,
     in_vectors,
     kind_of,
+    place_of,
     up_to,
 )
 from siserve.serving.fused.weights import DecoderWeights, NotFused, filled, may_never_be_said
@@ -31,7 +31,6 @@ __all__ = ["CpuDecoder", "CpuTables"]
 _OUTPUT_VECTORS, _FIRST_VECTORS = 4, 2  # of a block, as in steps.cpp
 _LOWEST = -1e30
 _LARGEST_TABLE = 1 << 26  # bytes of what words add to gates
-_LEAST_ROWS = 2  # of a thread
 _GIVEN = [tensor.name for tensor in DECODER.inputs]
 _TAKEN = [tensor.name for tensor in DECODER.outputs]
 
@@ -83,7 +82,6 @@ class CpuDecoder:
         tables: of the model.
         weights: of the model's decoder.
         has_integers: whether products are in 8-bit integers.
-        threads: that share the rows of a run.
     """
 
     def __init__(
@@ -92,7 +90,6 @@ class CpuDecoder:
         tables: CpuTables,
         weights: DecoderWeights,
         has_integers: bool,
-        threads: int = 1,
     ) -> None:
         self._library, self._tables = library, tables
         self._sizes: dict[Any, int] = {**tables.manifest.sizes.by_axis()}
@@ -112,8 +109,6 @@ class CpuDecoder:
             gates=self._memory.hold(in_blocks(gates, in_gates(gates_bias), GATE_VECTORS, kind)),
             output=self._memory.hold(in_blocks(output, output_bias, _OUTPUT_VECTORS, kind)),
         )
-        self._threads = threads
-        self._pool = ThreadPoolExecutor(threads - 1, "siserve-decoder") if threads > 1 else None
 
     def multiply(self, num_rows: int) -> None:
         """Do the output layer's product for so many rows, and nothing else, to measure its rate."""
@@ -144,22 +139,8 @@ class CpuDecoder:
             np.empty([sizes[axis] for axis in tensor.axes], tensor.dtype)
             for tensor in DECODER.outputs
         ]
-        # Less than half of what array.ctypes takes.
-        pointers = [array.__array_interface__["data"][0] for array in (*given, *taken)]
-        shares = max(1, min(self._threads, rows // _LEAST_ROWS))
-        borders = [rows * share // shares for share in range(shares + 1)]
-        own, *others = (
-            _Chunk(steps, rows, first, stop - first, *pointers)
-            for first, stop in zip(borders, borders[1:], strict=False)
-        )
-        pool = self._pool
-        waited = [pool.submit(self._library.run, self._decoder, each) for each in others if pool]
-        try:
-            self._library.run(self._decoder, own)
-        finally:
-            wait(waited)  # they read and write these arrays
-        for other in waited:
-            other.result()
+        pointers = [place_of(array) for array in (*given, *taken)]
+        self._library.run(self._decoder, _Chunk(steps, rows, *pointers))
         return taken
 
 
@@ -177,6 +158,6 @@ class _Decoder(ctypes.Structure):
 
 class _Chunk(ctypes.Structure):
     _fields_ = [
-        *((name, ctypes.c_int32) for name in ("steps", "rows", "first_row", "num_rows")),
+        *((name, ctypes.c_int32) for name in ("steps", "rows")),
         *((name, ctypes.c_void_p) for name in (*_GIVEN, *_TAKEN)),
     ]

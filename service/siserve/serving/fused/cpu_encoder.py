@@ -17,6 +17,7 @@ from siserve.serving.fused.native import (
     in_blocks,
     in_gates,
     kind_of,
+    place_of,
     up_to,
 )
 from siserve.serving.fused.weights import Floats, NotFused, filled
@@ -104,9 +105,9 @@ class _CpuGru:
                 steps,
                 last.strides[0] // last.itemsize,
                 is_backwards,
-                given.ctypes.data,
-                told.ctypes.data,
-                last.ctypes.data,
+                place_of(given),
+                place_of(told),
+                place_of(last),
             ),
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 import numpy as np
 
@@ -19,7 +20,13 @@ from siserve.serving.fused.weights import DecoderWeights, NotFused, read_weights
 from siserve.serving.graphs import AnyArray, Runs, at_rows, place_of_rows
 from siserve.serving.recorded import RecordedDecoder
 
-__all__ = ["NotFused", "load_decoders_on_cpu", "load_encoders_on_cpu", "load_fused"]
+__all__ = [
+    "NotFused",
+    "allow_on_cpu",
+    "load_decoders_on_cpu",
+    "load_encoders_on_cpu",
+    "load_fused",
+]
 
 #: Log-probabilities by products in TF32 and in float32 may differ by so much; eight steps of the
 #: embedded model showed 0.01.
@@ -64,9 +71,13 @@ def load_fused(
     return fused
 
 
-def load_decoders_on_cpu(
-    bundle: Bundle, has_integers: bool, threads: int
-) -> tuple[CpuDecoder, CpuDecoder]:
+def allow_on_cpu(cores: int) -> None:
+    """Let all runs of kernels on this CPU together take so many cores; see CpuLibrary.allow."""
+    with suppress(NotFused):  # nothing runs then
+        cpu_library().allow(cores)
+
+
+def load_decoders_on_cpu(bundle: Bundle, has_integers: bool) -> tuple[CpuDecoder, CpuDecoder]:
     """Make the decoders of a bundle that run on this CPU.
 
     Nothing holds them against decoder.onnx, which takes as long to load as all else together: the
@@ -75,7 +86,6 @@ def load_decoders_on_cpu(
     Args:
         bundle: a checked bundle.
         has_integers: whether responses are drawn in 8-bit integers.
-        threads: that share the rows of a run.
 
     Returns:
         The one in float32 and the one that draws responses, which may be the same.
@@ -88,11 +98,11 @@ def load_decoders_on_cpu(
     library = cpu_library()
     weights = DecoderWeights.read(bundle)
     tables = CpuTables(weights, bundle.manifest)
-    exact = CpuDecoder(library, tables, weights, False, threads)
+    exact = CpuDecoder(library, tables, weights, False)
     _check_rows_alone(exact, bundle.manifest)
     if not has_integers:
         return exact, exact
-    drawing = CpuDecoder(library, tables, weights, True, threads)
+    drawing = CpuDecoder(library, tables, weights, True)
     _check_rows_alone(drawing, bundle.manifest)
     return exact, drawing
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import mmap
+import threading
 from enum import IntEnum
 from functools import cache
 from importlib import resources
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from siserve.serving.cores import give_way
 from siserve.serving.fused.weights import Floats, NotFused
 from siserve.serving.graphs import AnyArray
 
@@ -28,6 +30,7 @@ __all__ = [
     "in_gates",
     "in_vectors",
     "kind_of",
+    "place_of",
     "up_to",
 ]
 
@@ -38,6 +41,7 @@ GATE_VECTORS = 3  # of a block of r, z and n, as in products.hpp
 _NEEDED = ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni")
 _TILES = ("amx_tile", "amx_int8")
 _LIBRARY = "libsiserve_kernels.so.1"
+_MOST_MEMBERS = 8  # of a team, as in team.hpp
 
 _WEIGHT_LEVELS, _ZERO_POINT = np.float32(63), 128  # as decoder_int8.onnx has them
 _LINE, _PAGE, _LARGE_PAGE = 1 << 6, 1 << 12, 1 << 21
@@ -70,10 +74,27 @@ class CpuLibrary:
         if library.siserve_source().decode() != source_digest():
             raise NotFused(f"{path.name} was made of other sources; install siserve again")
         self.may_use_tiles = may_use_tiles and bool(library.siserve_ask_for_tiles())
+        self._allow, self._help = library.siserve_allow, library.siserve_help
+        self._num_helpers = 0
 
     def multiply(self, decoder: ctypes.Structure, num_rows: int) -> None:
         """Do the output layer's product for so many rows, and nothing else."""
         self._multiply(ctypes.byref(decoder), num_rows)
+
+    def allow(self, cores: int) -> None:
+        """Let all runs take so many cores together: a decoder's has what others leave, up to eight.
+
+        What a run gives does not depend on it.
+        """
+        self._allow(cores)
+        while self._num_helpers < min(cores, _MOST_MEMBERS) - 1:
+            self._num_helpers += 1
+            name = f"siserve-helper-{self._num_helpers}"
+            threading.Thread(target=self._be_a_helper, name=name, daemon=True).start()
+
+    def _be_a_helper(self) -> None:
+        give_way()
+        self._help()
 
     def run(self, decoder: ctypes.Structure, chunk: ctypes.Structure) -> None:
         """Run a chunk; Python's lock is free meanwhile.
@@ -191,6 +212,11 @@ def _joined(weights: NDArray[Any], vectors: int, *of_columns: NDArray[Any]) -> N
     ]
     missing = -sum(part.shape[1] for part in by_block) % _LINE
     return np.concatenate([*by_block, np.zeros((len(weights), missing), np.uint8)], axis=1)
+
+
+def place_of(values: AnyArray) -> int:
+    """Tell where an array begins, in less than half of the time that array.ctypes takes."""
+    return int(values.__array_interface__["data"][0])
 
 
 def up_to(size: int, multiple: int) -> int:

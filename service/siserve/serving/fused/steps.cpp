@@ -12,12 +12,19 @@
 #include <vector>
 
 #include "products.hpp"
+#include "team.hpp"
+
+using siserve::Running;
+using siserve::share;
+using siserve::Team;
 
 namespace {
 
 constexpr int OUTPUT_VECTORS = 4;                     // of a block of words
 constexpr int BLOCK = LANES * OUTPUT_VECTORS;         // words whose masses are added up
 constexpr int FIRST_VECTORS = 2;                      // of a block of the first state's units
+constexpr int FIRST_BLOCK = LANES * FIRST_VECTORS;    // units of it
+constexpr int FIRST_ROWS = SUMS / FIRST_VECTORS;      // whose first states are made at once
 constexpr int QUAD = 4;                               // rows whose masses lie together
 constexpr float LOWEST = -1e30f;                      // logit of a word that may not be said
 constexpr float BELOW_ONE = 1.0f - 1.0f / (1 << 20);  // keeps u * total below the total
@@ -40,10 +47,10 @@ struct Decoder {
   const uint8_t *is_barred;    // whether a block of words has such a one
 };
 
-// A chunk of steps of some of the rows that lie beside each other in its arrays, which are named and
-// shaped as in decoder.onnx: (steps, rows), (rows, ...) or (rows,).
+// A chunk of steps of rows, in arrays that are named and shaped as in decoder.onnx: (steps, rows),
+// (rows, ...) or (rows,).
 struct Chunk {
-  int32_t steps, rows, first_row, num_rows;
+  int32_t steps, rows;
   const float *c, *z, *state;
   const int64_t *token;
   const float *uniform;
@@ -101,12 +108,13 @@ class Run {
   template <int VECTORS>
   using Block = BlockOf<Kind, VECTORS>;
 
-  Run(const Decoder &decoder, const Chunk &chunk) : d_(decoder), chunk_(chunk) {
+  Run(const Decoder &decoder, const Chunk &chunk, Team *team)
+      : d_(decoder), chunk_(chunk), team_(team) {
     groups_ = d_.units / Kind::GROUP;
     stride_ = stride_of(d_.units);
     blocks_ = d_.words / BLOCK;
     padded_blocks_ = (blocks_ + QUAD - 1) / QUAD * QUAD;
-    size_t padded_rows = (chunk.num_rows + TILE - 1) / TILE * TILE;
+    size_t padded_rows = (chunk.rows + TILE - 1) / TILE * TILE;
     // Beyond a row's units lie zeros, which nothing ever writes to.
     numbers_ = reinterpret_cast<Number *>(rooms.numbers.of(padded_rows * stride_ * sizeof(Number)));
     std::memset(static_cast<void *>(numbers_), 0, padded_rows * stride_ * sizeof(Number));
@@ -119,7 +127,6 @@ class Run {
         masses.sum[at] = masses.open_sum[at] = 0.0f;
       }
     }
-    prefixes_ = rooms.prefixes.of((size_t)QUAD * padded_blocks_);
     stretches_ = rooms.stretches.of(num_quads);
   }
 
@@ -131,38 +138,39 @@ class Run {
       gru();
       take_numbers();
       output(step % 2);
-      for (size_t first = 0; first < active_->size(); first += QUAD) choose(step, first);
+      int quads = (active_->size() + QUAD - 1) / QUAD;
+      share(team_, quads, false, [&](int quad, int) { choose(step, quad * QUAD); });
     }
-    for (int at = 0; at < chunk_.num_rows; ++at)
-      std::memcpy(chunk_.state_out + (size_t)(chunk_.first_row + at) * d_.model_units,
-                  rows_[at].state, d_.model_units * sizeof(float));
+    for (int at = 0; at < chunk_.rows; ++at)
+      std::memcpy(chunk_.state_out + (size_t)at * d_.model_units, rows_[at].state,
+                  d_.model_units * sizeof(float));
   }
 
  private:
   // Fetch what rows bring with them.
   void begin() {
-    rooms.rows.resize(chunk_.num_rows);
+    rooms.rows.resize(chunk_.rows);
     rows_ = rooms.rows.data();
     active_ = &rooms.active;
-    float *states = rooms.states.of((size_t)chunk_.num_rows * d_.units);
+    float *states = rooms.states.of((size_t)chunk_.rows * d_.units);
     size_t num_narrow = 0;
-    for (int at = 0; at < chunk_.num_rows; ++at) {
-      size_t row = chunk_.first_row + at;
-      float temperature = chunk_.temperature[row];
+    for (int at = 0; at < chunk_.rows; ++at) {
+      float temperature = chunk_.temperature[at];
       Row &own = rows_[at];
-      own.token = chunk_.token[row];
+      own.token = chunk_.token[at];
       own.stretch = stretch_of(temperature);
-      own.top_k = chunk_.top_k[row], own.top_p = chunk_.top_p[row];
+      own.top_k = chunk_.top_k[at], own.top_p = chunk_.top_p[at];
       own.is_greedy = temperature <= 0.0f;
       own.is_narrow = !own.is_greedy && (own.top_k > 0 || own.top_p < 1.0f);
       own.scale = 0.0f;
       own.state = states + (size_t)at * d_.units;
       std::memset(own.state, 0, d_.units * sizeof(float));
-      std::memcpy(own.state, chunk_.state + row * d_.model_units, d_.model_units * sizeof(float));
+      std::memcpy(own.state, chunk_.state + (size_t)at * d_.model_units,
+                  d_.model_units * sizeof(float));
       num_narrow += own.is_narrow;
     }
     float *logits = rooms.logits.of(num_narrow * d_.words);
-    for (int at = 0; at < chunk_.num_rows; ++at)
+    for (int at = 0; at < chunk_.rows; ++at)
       if (rows_[at].is_narrow) rows_[at].logits = logits, logits += d_.words;
     has_begun_ = false;
   }
@@ -172,8 +180,8 @@ class Run {
     size_t before = active_->size();
     bool any_starts = false;
     active_->clear();
-    for (int at = 0; at < chunk_.num_rows; ++at) {
-      size_t place = (size_t)step * chunk_.rows + chunk_.first_row + at;
+    for (int at = 0; at < chunk_.rows; ++at) {
+      size_t place = (size_t)step * chunk_.rows + at;
       if (rows_[at].token == d_.end) {
         chunk_.tokens[place] = d_.end, chunk_.log_probs[place] = 0.0f;
         continue;
@@ -189,29 +197,28 @@ class Run {
 
   // The first states of rows that start: [c z] times a matrix.
   void start() {
-    constexpr int AT_ONCE = 12;
     int condition = d_.context + d_.latent;
-    float *conditions = rooms.conditions.of((size_t)AT_ONCE * condition);
-    alignas(64) float sums[AT_ONCE * FIRST_VECTORS * LANES];
+    float *conditions = rooms.conditions.of((size_t)FIRST_ROWS * condition);
     std::vector<int> starting;
     for (int at : *active_)
       if (rows_[at].token == d_.start) starting.push_back(at);
-    for (size_t first = 0; first < starting.size(); first += AT_ONCE) {
-      int count = std::min<size_t>(AT_ONCE, starting.size() - first);
+    for (size_t first = 0; first < starting.size(); first += FIRST_ROWS) {
+      int count = std::min<size_t>(FIRST_ROWS, starting.size() - first);
       for (int each = 0; each < count; ++each) {
-        size_t row = chunk_.first_row + starting[first + each];
+        size_t row = starting[first + each];
         float *own = conditions + (size_t)each * condition;
         std::memcpy(own, chunk_.c + row * d_.context, d_.context * sizeof(float));
         std::memcpy(own + d_.context, chunk_.z + row * d_.latent, d_.latent * sizeof(float));
       }
-      for (int unit = 0; unit < d_.units; unit += FIRST_VECTORS * LANES) {
-        const float *block = d_.first + (size_t)unit * condition;
-        multiply_rows<Float32, FIRST_VECTORS>(conditions, condition, count, block, condition, sums);
+      share(team_, (d_.units + FIRST_BLOCK - 1) / FIRST_BLOCK, false, [&](int number, int) {
+        alignas(64) float sums[FIRST_ROWS * FIRST_BLOCK];
+        const float *block = d_.first + (size_t)number * FIRST_BLOCK * condition;
+        multiply_rows<Float32, FIRST_VECTORS>(conditions, condition, count, block, condition, sums,
+                                              FIRST_BLOCK * condition * sizeof(float));
         for (int each = 0; each < count; ++each)
-          for (int at = 0; at < FIRST_VECTORS * LANES && unit + at < d_.units; ++at)
-            rows_[starting[first + each]].state[unit + at] =
-                sums[each * FIRST_VECTORS * LANES + at] + d_.first_bias[unit + at];
-      }
+          for (int at = 0, unit = number * FIRST_BLOCK; at < FIRST_BLOCK && unit < d_.units; ++at, ++unit)
+            rows_[starting[first + each]].state[unit] = sums[each * FIRST_BLOCK + at] + d_.first_bias[unit];
+      });
     }
   }
 
@@ -275,11 +282,9 @@ class Run {
   }
 
   void gru() {
-    alignas(64) Sum sums[TILE * GATE_VECTORS * LANES];
-    int tiles = d_.units / LANES;
-    for (int tile = 0; tile < tiles; ++tile) {
-      Block<GATE_VECTORS> block(d_.gates, tile, groups_, active_->size(),
-                                std::min(tile + 1, tiles - 1));
+    share(team_, d_.units / LANES, false, [&](int tile, int next) {
+      alignas(64) Sum sums[TILE * GATE_VECTORS * LANES];
+      Block<GATE_VECTORS> block(d_.gates, tile, groups_, active_->size(), next);
       for (size_t first = 0; first < active_->size(); first += TILE) {
         int count = std::min<size_t>(TILE, active_->size() - first);
         multiply(first, count, block, sums);
@@ -296,15 +301,14 @@ class Run {
           _mm512_store_ps(state, gru_step(from_word, from_state, _mm512_load_ps(state)));
         }
       }
-    }
+    });
   }
 
   // The masses of all blocks of words. Every other step takes the blocks from the last one on: those
   // that the step before had last are still in the cache.
   void output(bool backwards) {
-    alignas(64) Sum sums[TILE * BLOCK];
-    for (int at = 0; at < blocks_; ++at) {
-      auto [number, next] = in_turn(at, blocks_, backwards);
+    share(team_, blocks_, backwards, [&](int number, int next) {
+      alignas(64) Sum sums[TILE * BLOCK];
       Block<OUTPUT_VECTORS> block(d_.output, number, groups_, active_->size(), next);
       for (size_t first = 0; first < active_->size(); first += TILE) {
         int count = std::min<size_t>(TILE, active_->size() - first);
@@ -313,7 +317,7 @@ class Run {
           weigh_some(std::min(QUAD, count - quad), first + quad, number, block,
                      sums + quad * BLOCK);
       }
-    }
+    });
   }
 
   // Bar the words that a row may not say.
@@ -461,6 +465,7 @@ class Run {
   void choose(int step, size_t first) {
     int count = std::min<size_t>(QUAD, active_->size() - first);
     Masses masses = masses_of(first);
+    float *prefixes = rooms.prefixes.of((size_t)QUAD * padded_blocks_);
     const Stretches &stretches = stretches_[first / QUAD];
     alignas(64) float most[LANES], totals[LANES], open_most[LANES], targets[LANES] = {};
     alignas(64) int32_t passed[LANES] = {};
@@ -476,7 +481,7 @@ class Run {
       __m128 sum = _mm_setzero_ps();
       for (int at = 0; at < QUAD * padded_blocks_; at += QUAD) {
         sum = _mm_add_ps(sum, _mm_load_ps(masses.open_sum + at));
-        _mm_store_ps(prefixes_ + at, sum);
+        _mm_store_ps(prefixes + at, sum);
       }
       alignas(16) float uniforms[QUAD] = {};
       for (int row = 0; row < count; ++row)
@@ -486,7 +491,7 @@ class Run {
       __m512i blocks = _mm512_setzero_si512(), one = _mm512_set1_epi32(1);
       for (int at = 0; at < QUAD * padded_blocks_; at += LANES) {
         __mmask16 is_passed =
-            _mm512_cmp_ps_mask(_mm512_load_ps(prefixes_ + at), target, _CMP_LE_OQ);
+            _mm512_cmp_ps_mask(_mm512_load_ps(prefixes + at), target, _CMP_LE_OQ);
         blocks = _mm512_mask_add_epi32(blocks, is_passed, blocks, one);
       }
       _mm512_store_si512(passed, blocks);
@@ -518,7 +523,7 @@ class Run {
         word = choose_among_few(own, std::min(chunk_.uniform[place], BELOW_ONE));
         logit = own.logits[word];
       } else {
-        float before = block > 0 && !own.is_greedy ? prefixes_[QUAD * (block - 1) + row] : 0.0f;
+        float before = block > 0 && !own.is_greedy ? prefixes[QUAD * (block - 1) + row] : 0.0f;
         std::tie(word, logit) = choose_in(first + row, block, targets[row] - before, next);
       }
       own.token = word;
@@ -531,7 +536,7 @@ class Run {
   }
 
   size_t place_of(int step, size_t at) const {
-    return (size_t)step * chunk_.rows + chunk_.first_row + (*active_)[at];
+    return (size_t)step * chunk_.rows + (*active_)[at];
   }
 
   // The logits of one block for one row, again; `next` is the block that another row wants then.
@@ -662,10 +667,11 @@ class Run {
 
   const Decoder &d_;
   const Chunk &chunk_;
+  Team *team_;
   int groups_, blocks_, padded_blocks_;
   size_t stride_;
   Number *numbers_;
-  float *masses_, *prefixes_;
+  float *masses_;
   Stretches *stretches_;
   Row *rows_ = nullptr;
   std::vector<int> *active_ = nullptr;
@@ -692,7 +698,7 @@ void only_multiply(const Decoder &decoder, int num_rows) {
 }
 
 bool are_words(const Decoder &decoder, const Chunk &chunk) {
-  for (int at = chunk.first_row; at < chunk.first_row + chunk.num_rows; ++at) {
+  for (int at = 0; at < chunk.rows; ++at) {
     if (chunk.token[at] < 0 || chunk.token[at] >= decoder.vocabulary) return false;
     for (int step = 0; step < chunk.steps; ++step)
       if (chunk.forced[(size_t)step * chunk.rows + at] >= decoder.vocabulary) return false;
@@ -711,14 +717,14 @@ EXPORTED int siserve_ask_for_tiles() {
 // The digest of the sources that this was made of, which the compiler is told.
 EXPORTED const char *siserve_source() { return SOURCE; }
 
-// Run a chunk; 1 if a token is none of the vocabulary. Several threads may run chunks, and rows of
-// one chunk, at once.
+// Run a chunk; 1 if a token is none of the vocabulary. Several threads may run chunks at once.
 EXPORTED int siserve_run(const Decoder *decoder, const Chunk *chunk) {
   if (!are_words(*decoder, *chunk)) return 1;
   Tiles tiles(decoder->may_use_tiles);
-  if (decoder->kind == INTEGERS) Run<Integers>(*decoder, *chunk).run();
-  if (decoder->kind == FLOAT16) Run<Float16>(*decoder, *chunk).run();
-  if (decoder->kind == FLOAT32) Run<Float32>(*decoder, *chunk).run();
+  Running running(decoder->may_use_tiles);
+  if (decoder->kind == INTEGERS) Run<Integers>(*decoder, *chunk, running.team).run();
+  if (decoder->kind == FLOAT16) Run<Float16>(*decoder, *chunk, running.team).run();
+  if (decoder->kind == FLOAT32) Run<Float32>(*decoder, *chunk, running.team).run();
   return 0;
 }
 
