@@ -1,6 +1,7 @@
 """Several workers, both precisions, large and small requests: who does the work changes nothing."""
 
 import random
+import threading
 import time
 from functools import partial
 
@@ -9,6 +10,8 @@ from siserve.bundle import open_bundle
 from siserve.bundle.errors import UsageError
 from siserve.serving.cores import usable_cores
 from siserve.serving.engine import Engine, EngineOptions
+from siserve.serving.errors import RequestCancelled
+from siserve.serving.fused.cpu import CpuDecoder
 from siserve.serving.jobs import JobQueue
 from siserve.serving.sessions import Placement, load_sessions
 
@@ -53,6 +56,43 @@ def test_requests_that_wait_are_spread_over_idle_workers(sessions, manifest):
         assert all(len(result.result(20).rows) == 5 for result in results)
     finally:
         engine.stop(finish=False)
+
+
+class Occupied(CpuDecoder):
+    """A decoder that notes how many workers have work, after each change and in each run."""
+
+    def __init__(self, decoder):
+        self.decoder, self.lock = decoder, threading.Lock()
+        self.busy, self.changes, self.in_runs = 0, [], []
+
+    def occupy(self, change):
+        with self.lock:
+            self.busy += change
+            self.changes.append(self.busy)
+
+    def run(self, inputs):
+        self.in_runs.append(self.busy)
+        if len(self.in_runs) == 7:
+            raise RuntimeError("a run that fails")
+        return self.decoder.run(inputs)
+
+
+def test_workers_tell_that_they_have_work_until_they_have_none(sessions, manifest):
+    decoder = Occupied(sessions.decoder)
+    options = EngineOptions(workers=2, chunk_steps=1)
+    engine = Engine(replaced(sessions, decoder=decoder), manifest, options, Records())
+    engine.start()
+    jobs = [varied_job(manifest, seed) for seed in range(30)]
+    try:
+        results = [engine.submit(job) for job in jobs]
+        for job in jobs[::4]:
+            job.cancel()
+        ends = [result.exception(20) for result in results]
+    finally:
+        engine.stop()
+    assert {type(end) for end in ends} >= {type(None), RequestCancelled, RuntimeError}
+    assert min(decoder.in_runs) >= 1 and set(decoder.changes) == {0, 1, 2}
+    assert decoder.busy == 0
 
 
 def test_a_small_request_does_not_wait_for_a_flood_of_large_ones(sessions, manifest):

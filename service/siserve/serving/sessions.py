@@ -112,6 +112,11 @@ class Sessions:
             return max(_CHUNK_STEPS, min(_MOST_STEPS, _ROWS_AND_STEPS // max(1, num_rows)))
         return _CHUNK_STEPS
 
+    def occupy(self, change: int) -> None:
+        """Tell that one more worker has work (1), or one less (-1), whose core others may take."""
+        if isinstance(self.decoder, CpuDecoder):
+            self.decoder.occupy(change)
+
     def run(self, graph: Graph, inputs: Mapping[str, AnyArray]) -> Sequence[AnyArray]:
         """Run one of the graphs of siserve.bundle.tensors."""
         if graph is DECODER:

@@ -93,9 +93,12 @@ class Worker:
     def _loop(self) -> None:
         give_way()
         while True:
-            jobs = self._jobs.take(self.num_rows, self.is_busy)
+            was_busy = self.is_busy
+            jobs = self._jobs.take(self.num_rows, was_busy)
             if jobs is None:
                 return
+            if jobs and not was_busy:
+                self._sessions.occupy(1)
             self._progress = time.monotonic()
             self._admit(jobs)
             self._drop_abandoned()
@@ -106,6 +109,8 @@ class Worker:
             # By its id: were it the worker, both would hold each other, and a retired model's
             # memory, until a collection of cycles.
             self._jobs.rows_changed(id(self), self.num_rows)
+            if (jobs or was_busy) and not self.is_busy:
+                self._sessions.occupy(-1)
 
     def _admit(self, jobs: Sequence[AnyJob]) -> None:
         """Let jobs in: contexts are encoded together; if that fails, one by one."""

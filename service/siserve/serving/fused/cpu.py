@@ -110,6 +110,10 @@ class CpuDecoder:
             output=self._memory.hold(in_blocks(output, output_bias, _OUTPUT_VECTORS, kind)),
         )
 
+    def occupy(self, change: int) -> None:
+        """Tell that one more, or less, of those who share it has work; see CpuLibrary.occupy."""
+        self._library.occupy(change)
+
     def multiply(self, num_rows: int) -> None:
         """Do the output layer's product for so many rows, and nothing else, to measure its rate."""
         self._library.multiply(self._decoder, num_rows)

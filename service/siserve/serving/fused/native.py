@@ -75,6 +75,7 @@ class CpuLibrary:
             raise NotFused(f"{path.name} was made of other sources; install siserve again")
         self.may_use_tiles = may_use_tiles and bool(library.siserve_ask_for_tiles())
         self._allow, self._help = library.siserve_allow, library.siserve_help
+        self._occupy = library.siserve_occupy
         self._num_helpers = 0
 
     def multiply(self, decoder: ctypes.Structure, num_rows: int) -> None:
@@ -82,15 +83,19 @@ class CpuLibrary:
         self._multiply(ctypes.byref(decoder), num_rows)
 
     def allow(self, cores: int) -> None:
-        """Let all runs take so many cores together: a decoder's has what others leave, up to eight.
+        """Let all runs of decoders together take so many cores; no result depends on it.
 
-        What a run gives does not depend on it.
+        Each of those who have work (see `occupy`) has an equal part of them, up to eight.
         """
         self._allow(cores)
         while self._num_helpers < min(cores, _MOST_MEMBERS) - 1:
             self._num_helpers += 1
             name = f"siserve-helper-{self._num_helpers}"
             threading.Thread(target=self._be_a_helper, name=name, daemon=True).start()
+
+    def occupy(self, change: int) -> None:
+        """Count those who have work: 1 = one more, -1 = one less."""
+        self._occupy(change)
 
     def _be_a_helper(self) -> None:
         give_way()

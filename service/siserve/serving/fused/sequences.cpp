@@ -3,7 +3,6 @@
 #include <vector>
 
 #include "products.hpp"
-#include "team.hpp"
 
 // A GRU. Its units are filled up to a multiple of 16. Matrices lie in blocks of 16 units of r, z and
 // n, which are told their biases.
@@ -132,7 +131,6 @@ class Encoding {
 
 // Run a GRU over sequences. Several threads may run it at once.
 EXPORTED void siserve_encode(const Gru *gru, const Sequences *sequences) {
-  siserve::Running running;  // alone: it is over before a helper has woken up
   if (gru->kind == FLOAT16) Encoding<Float16>(*gru, *sequences).run();
   if (gru->kind == FLOAT32) Encoding<Float32>(*gru, *sequences).run();
 }

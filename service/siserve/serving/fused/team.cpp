@@ -21,15 +21,14 @@ class Company {
  public:
   void allow(int cores) { cores_.store(std::max(1, cores), std::memory_order_relaxed); }
 
+  void occupy(int change) { busy_.fetch_add(change, std::memory_order_relaxed); }
+
   int share_of_a_run() const {
-    int running = std::max(1, running_.load(std::memory_order_relaxed));
-    return std::clamp(cores_.load(std::memory_order_relaxed) / running, 1, MOST_MEMBERS);
+    int busy = std::max(1, busy_.load(std::memory_order_relaxed));
+    return std::clamp(cores_.load(std::memory_order_relaxed) / busy, 1, MOST_MEMBERS);
   }
 
-  void begin_alone() { running_.fetch_add(1, std::memory_order_relaxed); }
-
   Team *begin(bool has_tiles) {
-    begin_alone();
     int wanted = share_of_a_run();
     if (wanted == 1 || goes_without()) return nullptr;
     for (Team &team : teams_) {
@@ -45,7 +44,6 @@ class Company {
   }
 
   void end(Team *team) {
-    running_.fetch_sub(1, std::memory_order_relaxed);
     if (team == nullptr) return;
     judge(__rdtsc() - team->began_, team->cycles_waited_);
     team->session_.fetch_add(1, std::memory_order_release);
@@ -125,7 +123,7 @@ class Company {
     }
   }
 
-  std::atomic<int> cores_{1}, running_{0}, without_{0}, penalty_{LEAST_WITHOUT / 2};
+  std::atomic<int> cores_{1}, busy_{0}, without_{0}, penalty_{LEAST_WITHOUT / 2};
   std::atomic<uint64_t> calls_{0};
   int sleeping_ = 0;
   std::mutex mutex_;
@@ -164,7 +162,6 @@ void Team::work_in(uint32_t phase, int member) {
   }
 }
 
-Running::Running() : team(nullptr) { company().begin_alone(); }
 Running::Running(bool has_tiles) : team(company().begin(has_tiles)) {}
 Running::~Running() { company().end(team); }
 
@@ -172,6 +169,9 @@ Running::~Running() { company().end(team); }
 
 // How many threads may compute at once, helpers included.
 EXPORTED void siserve_allow(int cores) { siserve::company().allow(cores); }
+
+// One more, or less, of those who run something has work.
+EXPORTED void siserve_occupy(int change) { siserve::company().occupy(change); }
 
 // Help whoever runs something, for ever.
 EXPORTED void siserve_help() { siserve::company().help(); }

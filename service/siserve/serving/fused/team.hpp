@@ -97,8 +97,7 @@ class Team {
 // A run, while it lives, and its team, unless it goes without helpers.
 class Running {
  public:
-  Running();                         // alone
-  explicit Running(bool has_tiles);  // with helpers, if there are cores for them
+  explicit Running(bool has_tiles);
   Running(const Running &) = delete;
   ~Running();
 
