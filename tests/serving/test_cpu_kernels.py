@@ -209,13 +209,6 @@ def test_several_threads_may_share_a_decoder(weights, manifest, has_integers, co
     assert not wrong
 
 
-def seconds_of_helpers():
-    """Processor time of the threads that help."""
-    threads = [each for each in threading.enumerate() if each.name.startswith("siserve-helper")]
-    clocks = [time.pthread_getcpuclockid(each.ident or 0) for each in threads]
-    return sum(map(time.clock_gettime, clocks))
-
-
 @pytest.mark.skipif(usable_cores() < 2, reason="one core: nobody helps")
 def test_a_run_is_helped_if_it_may_take_more_cores_than_its_own(wide):
     model, decoder = wide
@@ -224,10 +217,10 @@ def test_a_run_is_helped_if_it_may_take_more_cores_than_its_own(wide):
     for cores in (1, 2):
         cpu_library().allow(cores)
         time.sleep(0.05)  # who has helped falls asleep
-        before = seconds_of_helpers()
+        before = cpu_library().helped_seconds()
         for _ in range(20):
             decoder.run(inputs)
-        taken[cores] = seconds_of_helpers() - before
+        taken[cores] = cpu_library().helped_seconds() - before
     cpu_library().allow(1)
     assert taken[1] == 0 < taken[2]
 

@@ -7,7 +7,8 @@ Whatever runs them: onnxruntime or siserve's own kernels.
 Each line on its standard input is answered by {"cpu", "graphs", "engine"} in seconds on its
 standard output: of the process, in runs of graphs, and of the threads that run them, Python
 included. What is not in the engine is gRPC and the way in and out. The graphs' time is that of the
-thread that runs them, so it is right with --threads 1 only, whatever the number of workers.
+thread that runs them and of those that help it; onnxruntime's own threads are not known, so where
+it runs graphs this is right with --threads 1 only, whatever the number of workers.
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from siserve.serving import cli
-from siserve.serving.fused.native import CpuLibrary
+from siserve.serving.fused.native import CpuLibrary, cpu_library
+from siserve.serving.fused.weights import NotFused
 from siserve.serving.sessions import GraphSession
 
 __all__ = ["main"]
@@ -52,9 +55,12 @@ class _Graphs:
 
     def usage(self) -> dict[str, float]:
         """Tell the processor time up to now; of the threads up to their last run."""
+        helped = 0.0
+        with suppress(NotFused):
+            helped = cpu_library().helped_seconds()
         with self._lock:
-            engine = sum(self._threads.values())
-            return {"cpu": time.process_time(), "graphs": self.seconds, "engine": engine}
+            graphs, engine = self.seconds + helped, sum(self._threads.values()) + helped
+            return {"cpu": time.process_time(), "graphs": graphs, "engine": engine}
 
 
 def main() -> int:

@@ -105,7 +105,11 @@ def serve(
     ] = 9464,
     threads: Annotated[
         int,
-        typer.Option(min=0, envvar="SISERVE_THREADS", help="CPU threads of one run; 0 = auto."),
+        typer.Option(
+            min=0,
+            envvar="SISERVE_THREADS",
+            help="CPU threads of one run, beside those of workers without work; 0 = auto.",
+        ),
     ] = 0,
     workers: Annotated[
         int,

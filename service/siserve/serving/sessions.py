@@ -130,8 +130,8 @@ class Placement:
     """Where and how a model is to run.
 
     Attributes:
-        threads: CPU threads of one run of the decoder; 0 = one where several workers share the
-            cores, two where one worker has them.
+        threads: CPU threads of one run of the decoder, beside those that workers without work leave
+            to a kernel; 0 = one where several workers share the cores, two where one has them.
         kernels: whether siserve's own may decode and encode.
     """
 

@@ -6,6 +6,7 @@ import ctypes
 import hashlib
 import mmap
 import threading
+import time
 from enum import IntEnum
 from functools import cache
 from importlib import resources
@@ -76,7 +77,7 @@ class CpuLibrary:
         self.may_use_tiles = may_use_tiles and bool(library.siserve_ask_for_tiles())
         self._allow, self._help = library.siserve_allow, library.siserve_help
         self._occupy = library.siserve_occupy
-        self._num_helpers = 0
+        self._helpers: list[threading.Thread] = []
 
     def multiply(self, decoder: ctypes.Structure, num_rows: int) -> None:
         """Do the output layer's product for so many rows, and nothing else."""
@@ -88,10 +89,16 @@ class CpuLibrary:
         Each of those who have work (see `occupy`) has an equal part of them, up to eight.
         """
         self._allow(cores)
-        while self._num_helpers < min(cores, _MOST_MEMBERS) - 1:
-            self._num_helpers += 1
-            name = f"siserve-helper-{self._num_helpers}"
-            threading.Thread(target=self._be_a_helper, name=name, daemon=True).start()
+        while len(self._helpers) < min(cores, _MOST_MEMBERS) - 1:
+            name = f"siserve-helper-{len(self._helpers)}"
+            helper = threading.Thread(target=self._be_a_helper, name=name, daemon=True)
+            helper.start()
+            self._helpers.append(helper)
+
+    def helped_seconds(self) -> float:
+        """Tell the processor time of those who help runs, up to now."""
+        clocks = [time.pthread_getcpuclockid(each.ident or 0) for each in self._helpers]
+        return sum(map(time.clock_gettime, clocks))
 
     def occupy(self, change: int) -> None:
         """Count those who have work: 1 = one more, -1 = one less."""

@@ -215,9 +215,11 @@ class Run {
         const float *block = d_.first + (size_t)number * FIRST_BLOCK * condition;
         multiply_rows<Float32, FIRST_VECTORS>(conditions, condition, count, block, condition, sums,
                                               FIRST_BLOCK * condition * sizeof(float));
+        int unit = number * FIRST_BLOCK, units = std::min(FIRST_BLOCK, d_.units - unit);
         for (int each = 0; each < count; ++each)
-          for (int at = 0, unit = number * FIRST_BLOCK; at < FIRST_BLOCK && unit < d_.units; ++at, ++unit)
-            rows_[starting[first + each]].state[unit] = sums[each * FIRST_BLOCK + at] + d_.first_bias[unit];
+          for (int at = 0; at < units; ++at)
+            rows_[starting[first + each]].state[unit + at] =
+                sums[each * FIRST_BLOCK + at] + d_.first_bias[unit + at];
       });
     }
   }
