@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import typer
 
@@ -20,8 +21,11 @@ def run_app(app: typer.Typer, arguments: Sequence[str]) -> int:
     """Parse the arguments, the command's name first, run it and return the exit code."""
     command = f"siserve {arguments[0]}"
     try:
-        code = typer.main.get_command(app).main(
-            args=list(arguments), prog_name="siserve", standalone_mode=False
+        # The command itself and not through its room's group: to look at a group's options, of
+        # which there are none, typer loads pydantic, which takes longer than all else of --help.
+        room: Any = typer.main.get_command(app)
+        code = room.commands[arguments[0]].main(
+            args=list(arguments[1:]), prog_name=command, standalone_mode=False
         )
     except (KeyboardInterrupt, typer.Abort):
         print(one_line(command, "interrupted"), file=sys.stderr)
