@@ -29,7 +29,6 @@ from siserve.serving.cores import usable_cores
 from siserve.serving.fused.cpu import CpuDecoder
 from siserve.serving.fused.loading import (
     NotFused,
-    allow_on_cpu,
     load_decoders_on_cpu,
     load_encoders_on_cpu,
     load_fused,
@@ -168,8 +167,6 @@ def load_sessions(
         UsageError: if device or precision cannot be had; the message says why.
         BundleError: if onnxruntime refuses a graph.
     """
-    if kernels == "auto":
-        allow_on_cpu(min(threads * workers, usable_cores()))
     if device != "cpu":
         try:
             return _load(bundle, "cuda", threads, precision, kernels)
@@ -180,7 +177,10 @@ def load_sessions(
                     "and pip install 'siserve[gpu]'"
                 ) from None
             _log.info("running on the CPU: %s", reason)
-    return _load(bundle, "cpu", threads, precision, kernels)
+    sessions = _load(bundle, "cpu", threads, precision, kernels)
+    if isinstance(sessions.decoder, CpuDecoder):
+        sessions.decoder.allow(min(threads * workers, usable_cores()))
+    return sessions
 
 
 def _settled(

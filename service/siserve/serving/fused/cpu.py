@@ -110,6 +110,10 @@ class CpuDecoder:
             output=self._memory.hold(in_blocks(output, output_bias, _OUTPUT_VECTORS, kind)),
         )
 
+    def allow(self, cores: int) -> None:
+        """Let it and others like it take so many cores together; see CpuLibrary.allow."""
+        self._library.allow(cores)
+
     def occupy(self, change: int) -> None:
         """Tell that one more, or less, of those who share it has work; see CpuLibrary.occupy."""
         self._library.occupy(change)

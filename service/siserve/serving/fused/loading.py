@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 
 import numpy as np
 
@@ -20,13 +19,7 @@ from siserve.serving.fused.weights import DecoderWeights, NotFused, read_weights
 from siserve.serving.graphs import AnyArray, Runs, at_rows, place_of_rows
 from siserve.serving.recorded import RecordedDecoder
 
-__all__ = [
-    "NotFused",
-    "allow_on_cpu",
-    "load_decoders_on_cpu",
-    "load_encoders_on_cpu",
-    "load_fused",
-]
+__all__ = ["NotFused", "load_decoders_on_cpu", "load_encoders_on_cpu", "load_fused"]
 
 #: Log-probabilities by products in TF32 and in float32 may differ by so much; eight steps of the
 #: embedded model showed 0.01.
@@ -69,12 +62,6 @@ def load_fused(
     except RuntimeError as error:  # CudaError, and what the bindings raise without CUDA's libraries
         raise NotFused((str(error).strip().splitlines() or [type(error).__name__])[0]) from None
     return fused
-
-
-def allow_on_cpu(cores: int) -> None:
-    """Let all runs of kernels on this CPU together take so many cores; see CpuLibrary.allow."""
-    with suppress(NotFused):  # nothing runs then
-        cpu_library().allow(cores)
 
 
 def load_decoders_on_cpu(bundle: Bundle, has_integers: bool) -> tuple[CpuDecoder, CpuDecoder]:
