@@ -59,7 +59,7 @@ def compiled(root: Path) -> bool:
     units = [str(path) for path in sources if path.suffix == ".cpp"]
     made = library.with_suffix(f".{os.getpid()}")
     told = subprocess.run(
-        [*compiler, *FLAGS, f'-DSOURCE="{digest}"', *units, "-o", str(made)],
+        [*compiler, *FLAGS, f'-DSOURCE="{digest}"', *units, "-lmvec", "-o", str(made)],
         capture_output=True,
         text=True,
     )

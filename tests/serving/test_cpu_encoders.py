@@ -97,19 +97,25 @@ def test_contexts_are_encoded_by_them_as_by_the_graphs(sessions, graphs, manifes
 
 def test_utterances_of_all_lengths_are_encoded_in_one_run(sessions, graphs, manifest, monkeypatch):
     told = []
-    run = CpuUtteranceEncoder.run
+    encode = CpuUtteranceEncoder.encode
 
-    def counted(self, inputs):
-        told.append(len(inputs["ids"]))
-        return run(self, inputs)
+    def counted(self, utterances):
+        told.append(len(utterances))
+        return encode(self, utterances)
 
-    monkeypatch.setattr(CpuUtteranceEncoder, "run", counted)
+    monkeypatch.setattr(CpuUtteranceEncoder, "encode", counted)
     utterances = [(2, *([7] * length), 3) for length in range(1, 39)]
     contexts = [Context(tuple(utterances[at : at + 9]), (0,) * 9) for at in range(29)]
     pad = manifest.tokens.pad
     got = ContextEncoder(sessions, pad).encode(contexts)
     assert told == [37]
     assert np.allclose(got, ContextEncoder(graphs, pad).encode(contexts), atol=1e-5)
+
+
+def test_what_are_no_utterances_is_refused(sessions, manifest):
+    for utterances in ([(2, 3), ()], [(2, manifest.sizes.vocabulary, 3)], [(2, -1, 3)]):
+        with pytest.raises(ValueError, match="no sequences of known inputs"):
+            sessions.utterance_encoder.encode(utterances)
 
 
 def test_encoders_of_other_kinds_are_refused_by_name(bundle, manifest):
@@ -160,6 +166,7 @@ def test_weights_in_float16_give_the_same_bits_as_in_float32(inputs, monkeypatch
         gru = cpu_encoder._CpuGru(cpu_library(), *weights)
         for rows in (19, 4):  # a matrix is expanded for many
             states.append(np.empty((rows, 20), np.float32))
-            gru.run(steps[:rows], lengths[:rows], states[-1])
+            told = steps[:rows][np.arange(7) < lengths[:rows, None]]
+            gru.run(told, None, lengths[:rows], states[-1])
     assert np.array_equal(states[0], states[2]) and np.array_equal(states[1], states[3])
     assert np.array_equal(states[0][:4], states[1])

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from siserve.serving import noise
 from siserve.serving.noise import Purpose, normals, normals_and_uniforms, philox, uniforms
 
 # Salmon et al. 2011: the known answers for philox4x32-10 published with the reference code
@@ -47,6 +48,27 @@ def test_drawn_at_once_latents_and_steps_are_those_drawn_apart():
         row = rows[at : at + 1]
         assert np.array_equal(latents[at : at + 1], normals(seed, row, 13))
         assert np.array_equal(steps[:, at : at + 1], uniforms(seed, row, 0, 9))
+
+
+@pytest.mark.skipif(noise._kernels() is None, reason="no kernels for CPUs here")
+@pytest.mark.parametrize("responses", [1, 5, 70])
+def test_kernels_draw_the_numbers_that_numpy_does(responses, monkeypatch):
+    # By another library's logarithms and cosines: rounding to float32 hides nearly all of it.
+    dice = np.random.default_rng(responses)
+    rows = dice.integers(0, 2**31, responses)
+    seeds = dice.integers(0, 2**64, responses, np.uint64)
+
+    def drawn():
+        for size, steps in ((1, 1), (13, 41), (64, 16)):
+            yield from normals_and_uniforms(seeds, rows, size, steps)
+        yield uniforms(2**64 - 1, rows, 5, 9)
+        yield normals(7, rows, 66, Purpose.LAMBDA)
+
+    got = list(drawn())
+    monkeypatch.setattr(noise, "_kernels", lambda: None)
+    for ours, numpys in zip(got, drawn(), strict=True):
+        assert ours.dtype == numpys.dtype
+        np.testing.assert_array_max_ulp(ours, numpys, 1)
 
 
 def test_a_longer_latent_begins_with_the_shorter_one():

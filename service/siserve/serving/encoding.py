@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from siserve.serving.fused.cpu_encoder import CpuUtteranceEncoder
+from siserve.serving.fused.cpu_encoder import CpuDialogEncoder, CpuUtteranceEncoder
 from siserve.serving.sessions import AnyArray, Sessions
 
 __all__ = ["Context", "ContextEncoder", "Utterance", "runs_of"]
@@ -87,8 +87,7 @@ class ContextEncoder:
             made = self._encode_utterances(missing)
             self._kept.put({utterance: made[utterance] for utterance in missing})  # newest last
             vectors |= made
-        (c,) = self._sessions.dialog_encoder.run(_in_vectors(contexts, vectors))
-        return c
+        return self._encode_dialogs(contexts, [vectors[utterance] for utterance in told])
 
     def __len__(self) -> int:
         """Count the vectors that are kept."""
@@ -99,20 +98,37 @@ class ContextEncoder:
             self._heard(num_told - num_missing, num_missing)
 
     def _encode_utterances(self, utterances: Sequence[Utterance]) -> dict[Utterance, Vector]:
-        assert self._sessions.utterance_encoder is not None
+        encoder = self._sessions.utterance_encoder
+        assert encoder is not None
         made: dict[Utterance, Vector] = {}
-        for together in self._runs(utterances):
-            ids = _padded(together, self._pad)  # (N, T)
-            (vectors,) = self._sessions.utterance_encoder.run({"ids": ids})  # (N, F)
+        runs: Iterable[Sequence[Utterance]]
+        if isinstance(encoder, CpuUtteranceEncoder):  # which has no work with padding
+            starts = range(0, len(utterances), _MAX_ROWS)
+            runs = [utterances[start : start + _MAX_ROWS] for start in starts]
+        else:
+            runs = runs_of(utterances)
+        for together in runs:
+            if isinstance(encoder, CpuUtteranceEncoder):
+                vectors = encoder.encode(together)  # (N, F)
+            else:
+                (vectors,) = encoder.run({"ids": _padded(together, self._pad)})
             made |= {ids: vector.copy() for ids, vector in zip(together, vectors, strict=True)}
         return made
 
-    def _runs(self, utterances: Sequence[Utterance]) -> Iterable[Sequence[Utterance]]:
-        if isinstance(self._sessions.utterance_encoder, CpuUtteranceEncoder):
-            # It has no work with padding.
-            starts = range(0, len(utterances), _MAX_ROWS)
-            return [utterances[start : start + _MAX_ROWS] for start in starts]
-        return runs_of(utterances)
+    def _encode_dialogs(self, contexts: Sequence[Context], vectors: Sequence[Vector]) -> AnyArray:
+        """Return c of contexts, whose utterances' vectors follow each other, (B, C)."""
+        encoder = self._sessions.dialog_encoder
+        assert encoder is not None
+        counts = [len(context.utterances) for context in contexts]
+        if isinstance(encoder, CpuDialogEncoder):
+            floors = [floor for context in contexts for floor in context.floors]
+            return encoder.encode(vectors, floors, counts, [context.topic for context in contexts])
+        window = max(counts)
+        placed = np.zeros((len(contexts), window, len(vectors[0])), np.float32)  # (B, U, F)
+        placed[np.arange(window) < np.array(counts)[:, None]] = vectors
+        given = {"vectors": placed, "num_utterances": np.array(counts)}
+        (c,) = encoder.run({**given, **_beside(contexts, window)})
+        return c
 
     def _whole(self, contexts: Sequence[Context]) -> dict[str, AnyArray]:
         window = max(len(context.utterances) for context in contexts)
@@ -171,19 +187,6 @@ class _Kept:
             self._vectors |= vectors
             while len(self._vectors) > self._capacity:
                 self._vectors.popitem(last=False)
-
-
-def _in_vectors(
-    contexts: Sequence[Context], vectors: Mapping[Utterance, Vector]
-) -> dict[str, AnyArray]:
-    counts = [len(context.utterances) for context in contexts]
-    width = len(next(iter(vectors.values())))
-    placed = np.zeros((len(contexts), max(counts), width), np.float32)  # (B, U, F)
-    for row, context in enumerate(contexts):
-        for place, utterance in enumerate(context.utterances):
-            placed[row, place] = vectors[utterance]
-    given = {"vectors": placed, "num_utterances": np.array(counts)}
-    return {**given, **_beside(contexts, max(counts))}
 
 
 def _beside(contexts: Sequence[Context], window: int) -> dict[str, AnyArray]:

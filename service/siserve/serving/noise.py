@@ -8,9 +8,13 @@ is kept, so neither neighbours in a batch nor earlier requests can change what a
 from __future__ import annotations
 
 from enum import IntEnum
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
+
+from siserve.serving.fused.native import CpuLibrary, cpu_library
+from siserve.serving.fused.weights import NotFused
 
 __all__ = ["Purpose", "Seeds", "normals", "normals_and_uniforms", "philox", "uniforms"]
 
@@ -66,9 +70,7 @@ def uniforms(
     Returns:
         Multiples of 2^-24, (num_steps, R).
     """
-    steps = np.arange(first_step, first_step + num_steps)
-    even, _ = _draw(seed, responses, steps, Purpose.TOKEN)
-    return _as_uniforms(even)
+    return _draw(seed, responses, 0, Purpose.LATENT, first_step, num_steps)[1]
 
 
 def normals(
@@ -85,7 +87,7 @@ def normals(
     Returns:
         Independent N(0, 1) numbers, (R, size).
     """
-    return _as_normals(*_draw(seed, responses, np.arange(_blocks(size)), purpose), size)
+    return _draw(seed, responses, size, purpose, 0, 0)[0]
 
 
 def normals_and_uniforms(
@@ -99,26 +101,47 @@ def normals_and_uniforms(
     Returns:
         (R, size) and (num_steps, R).
     """
-    blocks = _blocks(size)
-    first = np.concatenate([np.arange(blocks), np.arange(num_steps)])
-    purposes = np.repeat([Purpose.LATENT, Purpose.TOKEN], [blocks, num_steps])
-    even, odd = _draw(seed, responses, first, purposes)
+    return _draw(seed, responses, size, Purpose.LATENT, 0, num_steps)
+
+
+@cache
+def _kernels() -> CpuLibrary | None:
+    """Return what draws the same in less time, where the CPU can."""
+    try:
+        return cpu_library()
+    except NotFused:
+        return None
+
+
+def _draw(
+    seed: Seeds,
+    responses: NDArray[np.int64],
+    size: int,
+    purpose: Purpose,
+    first_step: int,
+    num_steps: int,
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Draw normal numbers for a purpose, (R, size), and those of steps, (num_steps, R)."""
+    kernels = _kernels()
+    if kernels is not None:
+        keys = np.empty(len(responses), np.uint64)
+        keys[:] = seed
+        return kernels.draw(keys, responses, size, purpose, first_step, num_steps)
+    blocks = -(-size // 4)  # each counter gives four numbers
+    first = np.concatenate([np.arange(blocks), np.arange(first_step, first_step + num_steps)])
+    purposes = np.repeat([purpose, Purpose.TOKEN], [blocks, num_steps])
+    even, odd = _mix_all(seed, responses, first, purposes)
     return (
         _as_normals(even[..., :blocks], odd[..., :blocks], size),
         _as_uniforms(even[..., blocks:]),
     )
 
 
-def _blocks(size: int) -> int:
-    """Count the counters of a vector: each gives four numbers."""
-    return -(-size // 4)
-
-
-def _draw(
+def _mix_all(
     seed: Seeds,
     responses: NDArray[np.int64],
     first: NDArray[np.int64],
-    purposes: Purpose | NDArray[np.int64],
+    purposes: NDArray[np.int64],
 ) -> tuple[Words, Words]:
     """Mix the counter (first, response, purpose, 0) of each response and each `first`.
 

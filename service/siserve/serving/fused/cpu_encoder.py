@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -39,8 +40,11 @@ class _Gru(ctypes.Structure):
 
 class _Sequences(ctypes.Structure):
     _fields_ = [
-        *((name, ctypes.c_int32) for name in ("rows", "steps", "stride", "is_backwards")),
-        *((name, ctypes.c_void_p) for name in ("inputs", "lengths", "last")),
+        *(
+            (name, ctypes.c_int64)
+            for name in ("rows", "count", "num_known", "stride", "is_backwards")
+        ),
+        *((name, ctypes.c_void_p) for name in ("known", "places", "lengths", "last")),
     ]
 
 
@@ -80,34 +84,40 @@ class _CpuGru:
 
     def run(
         self,
-        inputs: Floats,
+        known: Floats,
+        places: NDArray[np.int64] | None,
         lengths: NDArray[np.int64],
         last: Floats,
+        column: int = 0,
         is_backwards: bool = False,
     ) -> None:
-        """Run over rows of inputs.
+        """Run over rows of inputs, those of a row behind those of the row before.
 
         Args:
-            inputs: (N, T, F).
-            lengths: how many of a row count, 1 to T, (N,).
-            last: takes the state after each row, (N, U); part of a wider array at most.
+            known: inputs, (K, F).
+            places: numbers of the inputs among those known, (N,); None = all of them in order.
+            lengths: how many inputs a row has, at least one, (R,).
+            last: takes the state after each row, (R, W), from `column` on.
             is_backwards: from each row's last input to its first.
+
+        Raises:
+            ValueError: if lengths do not add up to N, one is 0, or a place is beyond K.
         """
-        rows, steps, width = inputs.shape
-        assert width == self._inputs and last.shape == (rows, self.units), "shapes of a GRU"
-        assert not rows or 1 <= lengths.min() <= lengths.max() <= steps, "lengths of rows"
-        given = np.ascontiguousarray(inputs, np.float32)
-        told = np.ascontiguousarray(lengths, np.int64)
+        (rows, width), start = last.shape, place_of(last) + column * last.itemsize
+        assert known.shape[1] == self._inputs and len(lengths) == rows, "shapes of a GRU"
+        assert column + self.units <= width, "room for states"
         self._library.encode(
             self._gru,
             _Sequences(
                 rows,
-                steps,
-                last.strides[0] // last.itemsize,
+                len(known if places is None else places),
+                len(known),
+                width,
                 is_backwards,
-                place_of(given),
-                place_of(told),
-                place_of(last),
+                place_of(known),
+                None if places is None else place_of(places),
+                place_of(lengths),
+                start,
             ),
         )
 
@@ -131,16 +141,27 @@ class CpuUtteranceEncoder:
         forward, backward = zip(*parts, strict=True)
         self._forward, self._backward = _CpuGru(library, *forward), _CpuGru(library, *backward)
 
+    def encode(self, utterances: Sequence[Sequence[int]]) -> Floats:
+        """Return vectors, (N, F), of utterances of at least one id each.
+
+        Raises:
+            ValueError: if one is empty or an id is none of the vocabulary.
+        """
+        ids = np.array(list(chain.from_iterable(utterances)), np.int64)
+        return self._encode(ids, np.array(list(map(len, utterances)), np.int64))
+
     def run(self, inputs: Mapping[str, AnyArray]) -> Sequence[AnyArray]:
         """Return vectors, (N, F), of ids, (N, T)."""
         ids = inputs["ids"]
         lengths = np.maximum((ids != 0).sum(axis=1), 1)
+        return [self._encode(ids[np.arange(ids.shape[1]) < lengths[:, None]], lengths)]
+
+    def _encode(self, ids: NDArray[np.int64], lengths: NDArray[np.int64]) -> Floats:
         units = self._forward.units
-        vectors = np.empty((len(ids), 2 * units), np.float32)
-        embedded = self._embedding[ids]  # (N, T, W)
-        self._forward.run(embedded, lengths, vectors[:, :units])
-        self._backward.run(embedded, lengths, vectors[:, units:], is_backwards=True)
-        return [vectors]
+        vectors = np.empty((len(lengths), 2 * units), np.float32)
+        self._forward.run(self._embedding, ids, lengths, vectors)
+        self._backward.run(self._embedding, ids, lengths, vectors, units, is_backwards=True)
+        return vectors
 
 
 class CpuDialogEncoder:
@@ -160,24 +181,54 @@ class CpuDialogEncoder:
             _read(weights, f"context_encoder.gru.{part}")[0] for part in "WRB"
         )
         self._gru = _CpuGru(library, kernel, recurrence, bias)
-        self._topics = None
+        self._topics = np.zeros((0, 0), np.float32)
         if "topic_embedding.weight" in weights:
             self._topics = _read(weights, "topic_embedding.weight")
-        known = self._gru.units + (0 if self._topics is None else self._topics.shape[1])
-        self._has_profile = context > known
+        self._context = context
+        self._profile = self._topics.shape[1]
+        self._has_profile = context > self._profile + self._gru.units
+
+    def encode(
+        self,
+        vectors: Sequence[Floats],
+        floors: Sequence[int],
+        counts: Sequence[int],
+        topics: Sequence[int],
+    ) -> Floats:
+        """Return c, (B, C), of dialogs without profiles.
+
+        Args:
+            vectors: of all utterances, those of a dialog behind those of the dialog before.
+            floors: of them, 1 where the responder spoke.
+            counts: how many utterances a dialog has, at least one.
+            topics: ids of the dialogs' topics.
+        """
+        told = np.concatenate(vectors).reshape(len(vectors), -1)
+        return self._encode(told, np.array(floors) == 1, np.array(counts), np.array(topics))
 
     def run(self, inputs: Mapping[str, AnyArray]) -> Sequence[AnyArray]:
         """Return c, (B, C)."""
         vectors, spoke = inputs["vectors"], inputs["floor"] == 1  # (B, U, F), (B, U)
-        flags = np.stack([~spoke, spoke], axis=2).astype(np.float32)
-        steps = np.concatenate([vectors, flags], axis=2)
         lengths = np.maximum(inputs["num_utterances"], 1)
-        state = np.empty((len(vectors), self._gru.units), np.float32)
-        self._gru.run(steps, lengths, state)
-        parts = [] if self._topics is None else [self._topics[inputs["topic"]]]
+        is_told = np.arange(vectors.shape[1]) < lengths[:, None]  # (B, U)
+        c = self._encode(vectors[is_told], spoke[is_told], lengths, inputs["topic"])
         if self._has_profile:
-            parts.append(inputs["profile"])
-        return [np.concatenate([*parts, state], axis=1)]
+            c[:, self._profile : -self._gru.units] = inputs["profile"]
+        return [c]
+
+    def _encode(
+        self,
+        vectors: Floats,
+        spoke: NDArray[np.bool_],
+        lengths: NDArray[np.int64],
+        topics: NDArray[np.int64],
+    ) -> Floats:
+        steps = np.concatenate([vectors, ~spoke[:, None], spoke[:, None]], axis=1, dtype=np.float32)
+        c = np.zeros((len(lengths), self._context), np.float32)
+        if self._profile:
+            c[:, : self._profile] = self._topics[topics]
+        self._gru.run(steps, None, lengths, c, self._context - self._gru.units)
+        return c
 
 
 def _read(weights: Weights, name: str) -> Floats:

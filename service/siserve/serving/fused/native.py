@@ -70,7 +70,7 @@ class CpuLibrary:
     def __init__(self, path: Path, may_use_tiles: bool) -> None:
         library = ctypes.CDLL(str(path))
         self._run, self._multiply = library.siserve_run, library.siserve_multiply
-        self._encode = library.siserve_encode
+        self._encode, self._draw = library.siserve_encode, library.siserve_draw
         library.siserve_source.restype = ctypes.c_char_p
         if library.siserve_source().decode() != source_digest():
             raise NotFused(f"{path.name} was made of other sources; install siserve again")
@@ -118,8 +118,43 @@ class CpuLibrary:
             raise ValueError("a token is none of the vocabulary")
 
     def encode(self, gru: ctypes.Structure, sequences: ctypes.Structure) -> None:
-        """Run a GRU over sequences."""
-        self._encode(ctypes.byref(gru), ctypes.byref(sequences))
+        """Run a GRU over sequences.
+
+        Raises:
+            ValueError: if one is empty, their lengths are not those of all, or an input is unknown.
+        """
+        if self._encode(ctypes.byref(gru), ctypes.byref(sequences)):
+            raise ValueError("no sequences of known inputs")
+
+    def draw(
+        self,
+        keys: NDArray[np.uint64],
+        indices: NDArray[np.int64],
+        size: int,
+        purpose: int,
+        first_step: int,
+        num_steps: int,
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Draw what noise.py draws of responses' keys and indices, (R,).
+
+        Returns:
+            Normal numbers for a purpose, (R, size), and uniform ones of steps, (num_steps, R).
+        """
+        indices = np.ascontiguousarray(indices)
+        normals = np.empty((len(keys), size), np.float32)
+        uniforms = np.empty((num_steps, len(keys)), np.float32)
+        pointers = [place_of(array) for array in (indices, keys, normals, uniforms)]
+        noise = _Noise(len(keys), size, purpose, first_step, num_steps, *pointers)
+        self._draw(ctypes.byref(noise))
+        return normals, uniforms
+
+
+class _Noise(ctypes.Structure):
+    _numbers = ("responses", "size", "purpose", "first_step", "steps")
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in _numbers),
+        *((name, ctypes.c_void_p) for name in ("indices", "keys", "normals", "uniforms")),
+    ]
 
 
 def source_digest() -> str:
@@ -227,8 +262,11 @@ def _joined(weights: NDArray[Any], vectors: int, *of_columns: NDArray[Any]) -> N
 
 
 def place_of(values: AnyArray) -> int:
-    """Tell where an array begins, in less than half of the time that array.ctypes takes."""
-    return int(values.__array_interface__["data"][0])
+    """Tell where an array begins, in a fifth of the time that array.ctypes takes."""
+    try:
+        return ctypes.addressof(ctypes.c_char.from_buffer(values))  # type: ignore[arg-type]
+    except (TypeError, ValueError):  # it may not be written to, has gaps or holds nothing
+        return int(values.__array_interface__["data"][0])
 
 
 def up_to(size: int, multiple: int) -> int:

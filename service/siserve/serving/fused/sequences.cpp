@@ -11,12 +11,13 @@ struct Gru {
   const void *of_inputs, *of_states;
 };
 
-// Rows of inputs, (rows, steps, inputs), of which the first `lengths` count. `last` takes the state
-// after them, or, backwards, before them, of each row at `stride` from the row before.
+// Rows of inputs, `count` in all, one row's behind those of the row before. An input is one of those
+// known; `places` are their numbers, or none, where they are in order. `last` takes the state after a
+// row's inputs, or, backwards, before them, of each row at `stride` from the row before.
 struct Sequences {
-  int32_t rows, steps, stride, is_backwards;
-  const float *inputs;
-  const int64_t *lengths;
+  int64_t rows, count, num_known, stride, is_backwards;
+  const float *known;
+  const int64_t *places, *lengths;
   float *last;
 };
 
@@ -35,28 +36,35 @@ class Encoding {
 
   Encoding(const Gru &gru, const Sequences &sequences) : g_(gru), s_(sequences) {}
 
-  void run() {
-    gather();
+  // Says whether the sequences are such.
+  bool run() {
+    if (!gather()) return false;
     multiply_inputs();
-    states_ = sequence_rooms.states.of((size_t)s_.rows * g_.units);
-    std::fill_n(states_, (size_t)s_.rows * g_.units, 0.0f);
-    for (int step = 0; step < s_.steps; ++step) take_step(step);
-    for (int row = 0; row < s_.rows; ++row)
-      std::copy_n(states_ + (size_t)row * g_.units, g_.model_units,
-                  s_.last + (size_t)row * s_.stride);
+    states_ = sequence_rooms.states.of(s_.rows * g_.units);
+    std::fill_n(states_, s_.rows * g_.units, 0.0f);
+    for (int64_t step = 0; step < steps_; ++step) take_step(step);
+    for (int64_t row = 0; row < s_.rows; ++row)
+      std::copy_n(states_ + row * g_.units, g_.model_units, s_.last + row * s_.stride);
+    return true;
   }
 
  private:
-  // Bring the inputs that count together.
-  void gather() {
-    for (int row = 0; row < s_.rows; ++row) {
+  // Bring the inputs together.
+  bool gather() {
+    for (int64_t row = 0; row < s_.rows; ++row) {
+      if (s_.lengths[row] < 1) return false;
       first_of_.push_back(count_);
       count_ += s_.lengths[row];
+      steps_ = std::max(steps_, s_.lengths[row]);
     }
+    if (count_ != s_.count) return false;
     inputs_ = sequence_rooms.inputs.of(count_ * g_.inputs);
-    for (int row = 0; row < s_.rows; ++row)
-      std::copy_n(s_.inputs + (size_t)row * s_.steps * g_.inputs, s_.lengths[row] * g_.inputs,
-                  inputs_ + first_of_[row] * g_.inputs);
+    for (int64_t at = 0; at < count_; ++at) {
+      int64_t place = s_.places ? s_.places[at] : at;
+      if (place < 0 || place >= s_.num_known) return false;
+      std::copy_n(s_.known + place * g_.inputs, g_.inputs, inputs_ + at * g_.inputs);
+    }
+    return true;
   }
 
   // What each input adds to the gates, (inputs, 3, units).
@@ -66,8 +74,8 @@ class Encoding {
     int tiles = g_.units / LANES;
     for (int tile = 0; tile < tiles; ++tile) {
       Block block(g_.of_inputs, tile, g_.inputs, count_, std::min(tile + 1, tiles - 1));
-      for (size_t first = 0; first < count_; first += TILE) {
-        int count = std::min<size_t>(TILE, count_ - first);
+      for (int64_t first = 0; first < count_; first += TILE) {
+        int count = std::min<int64_t>(TILE, count_ - first);
         block.multiply(inputs_ + first * g_.inputs, g_.inputs, count, sums);
         for (int each = 0; each < count; ++each) {
           Floats values[3];
@@ -87,11 +95,11 @@ class Encoding {
   }
 
   // Every other step takes the units from the last one on: their weights are still in the cache.
-  void take_step(int step) {
+  void take_step(int64_t step) {
     active_.clear();
-    for (int row = 0; row < s_.rows; ++row)
+    for (int64_t row = 0; row < s_.rows; ++row)
       if (step < s_.lengths[row]) active_.push_back(row);
-    float *numbers = sequence_rooms.numbers.of((size_t)s_.rows * g_.units);
+    float *numbers = sequence_rooms.numbers.of(s_.rows * g_.units);
     for (size_t at = 0; at < active_.size(); ++at)
       std::copy_n(states_ + (size_t)active_[at] * g_.units, g_.units, numbers + at * g_.units);
     alignas(64) float sums[TILE * GATE_VECTORS * LANES] = {};
@@ -109,7 +117,7 @@ class Encoding {
     }
   }
 
-  void advance(int step, int row, int tile, const Block &block, const float *sums) {
+  void advance(int64_t step, int row, int tile, const Block &block, const float *sums) {
     int64_t place = s_.is_backwards ? s_.lengths[row] - 1 - step : step;
     const float *gates = gates_ + (first_of_[row] + place) * 3 * g_.units + tile * LANES;
     Floats from_input[3], from_state[3];
@@ -121,16 +129,17 @@ class Encoding {
 
   const Gru &g_;
   const Sequences &s_;
-  size_t count_ = 0;
-  std::vector<size_t> first_of_;
+  int64_t count_ = 0, steps_ = 0;
+  std::vector<int64_t> first_of_;
   std::vector<int> active_;
   float *inputs_ = nullptr, *gates_ = nullptr, *states_ = nullptr;
 };
 
 }  // namespace
 
-// Run a GRU over sequences. Several threads may run it at once.
-EXPORTED void siserve_encode(const Gru *gru, const Sequences *sequences) {
-  if (gru->kind == FLOAT16) Encoding<Float16>(*gru, *sequences).run();
-  if (gru->kind == FLOAT32) Encoding<Float32>(*gru, *sequences).run();
+// Run a GRU over sequences; 1 if they are none. Several threads may run it at once.
+EXPORTED int siserve_encode(const Gru *gru, const Sequences *sequences) {
+  bool is_done = gru->kind == FLOAT16 ? Encoding<Float16>(*gru, *sequences).run()
+                                      : Encoding<Float32>(*gru, *sequences).run();
+  return !is_done;
 }
