@@ -1,8 +1,15 @@
 """The table of rows in flight: a row is what its own request and the decoder made of it."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from siserve.bundle import open_bundle
+from siserve.serving.fused.cpu import CpuDecoder
 from siserve.serving.rows import NewRows, Row, RowTable
+from siserve.serving.sessions import load_sessions
+
+from .test_cpu_kernels import REASON
 
 STEPS = 4
 
@@ -60,6 +67,45 @@ def test_a_row_at_its_limit_is_cut_there_whatever_the_chunk_said_after_it(table,
         ended = say(table, manifest)
     assert [each.row for each in ended] == [Row((100,) * 6, -6.0, False)]
     assert len(table) == 0
+
+
+@pytest.mark.skipif(bool(REASON), reason=f"no kernels for CPUs here: {REASON}")
+def test_kernels_do_to_rows_where_they_lie_what_the_table_does(bundle, manifest):
+    decoders = load_sessions(open_bundle(bundle), "cpu", 1, precision="int8")
+    assert isinstance(decoders.decoder, CpuDecoder)
+
+    class Told:
+        """The same decoder, of which the table takes what it gives."""
+
+        def run(self, inputs):
+            return decoders.decoder.run(inputs)
+
+    def all_ended(decoder):
+        dice, table = np.random.default_rng(5), RowTable(manifest)
+        for turn in range(60):
+            if turn < 25:
+                count = int(dice.integers(1, 9))
+                new = new_rows(manifest, turn, count, limit=int(dice.integers(1, 30)))
+                drawn = {
+                    name: dice.random(getattr(new, name).shape, np.float32)
+                    for name in ("c", "z", "uniform", "temperature")
+                }
+                table.add(replace(new, **drawn, top_k=dice.integers(0, 20, count)))
+            if turn % 7 == 3:
+                table.remove([turn - 2])
+            steps = int(dice.integers(1, 17))
+            if len(table):
+                yield table.take_steps(decoder, steps)
+
+    in_place, apart = list(all_ended(decoders.decoder)), list(all_ended(Told()))
+    assert sum(map(len, in_place)) > 80
+    assert any(each.row.ended for ended in in_place for each in ended)
+    assert any(not each.row.ended for ended in in_place for each in ended)
+    for some, others in zip(in_place, apart, strict=True):
+        for one, other in zip(some, others, strict=True):
+            assert one[:2] == other[:2] and one.row.tokens == other.row.tokens
+            assert one.row.ended is other.row.ended
+            assert one.row.log_prob == pytest.approx(other.row.log_prob, rel=1e-12)
 
 
 def test_rows_that_start_have_their_own_context_though_others_leave_before(table, manifest):

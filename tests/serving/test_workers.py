@@ -70,11 +70,11 @@ class Occupied(CpuDecoder):
             self.busy += change
             self.changes.append(self.busy)
 
-    def run(self, inputs):
+    def take_steps(self, rows, state, num_steps):
         self.in_runs.append(self.busy)
         if len(self.in_runs) == 7:
             raise RuntimeError("a run that fails")
-        return self.decoder.run(inputs)
+        return self.decoder.take_steps(rows, state, num_steps)
 
 
 def test_workers_tell_that_they_have_work_until_they_have_none(sessions, manifest):

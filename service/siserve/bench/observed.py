@@ -67,8 +67,9 @@ def main() -> int:
     """Serve; return the exit code."""
     graphs = _Graphs()
     # Of this process alone, which does nothing but be measured.
-    for owner, name in ((GraphSession, "run"), (CpuLibrary, "run"), (CpuLibrary, "encode")):
-        graphs.watch(owner, name)
+    graphs.watch(GraphSession, "run")
+    for name in ("run", "take_steps", "encode"):
+        graphs.watch(CpuLibrary, name)
 
     def tell() -> None:
         for _ in sys.stdin:

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from siserve.bundle.manifest import Manifest
-from siserve.serving.sessions import AnyArray
+from siserve.serving.fused.cpu import CpuDecoder, CpuRows
+from siserve.serving.graphs import AnyArray, Runs
 
 __all__ = ["Ended", "NewRows", "Row", "RowTable"]
 
@@ -83,6 +84,8 @@ class RowTable:
         self._state = np.zeros((0, manifest.sizes.state), np.float32)
         self._c = np.zeros((0, manifest.sizes.context), np.float32)
         self._z = np.zeros((0, manifest.sizes.latent), np.float32)
+        self._most_steps = manifest.limits.response_tokens
+        self._in_place: CpuRows | None = None  # as kernels see the room
 
     def __len__(self) -> int:
         """Count the rows that have not ended."""
@@ -92,6 +95,7 @@ class RowTable:
         """Let rows start with the next chunk."""
         count, steps = new.uniform.shape
         first, stop = len(self), len(self) + count
+        self._most_steps = max(self._most_steps, steps)
         self._reserve(stop, steps)
         fresh = self._room[first:stop]
         fresh[:] = np.zeros((), self._room.dtype)
@@ -104,10 +108,26 @@ class RowTable:
         self._state = np.concatenate([self._state, state])
         self._c[first:stop], self._z[first:stop] = new.c, new.z
 
+    def take_steps(self, decoder: Runs, num_steps: int) -> list[Ended]:
+        """Let a decoder take the next steps; rows that ended leave, and are returned."""
+        if not isinstance(decoder, CpuDecoder):
+            return self.advance(*decoder.run(self.inputs(num_steps)))
+        self._reserve(len(self), self._most_steps + num_steps)
+        if self._in_place is None:
+            self._in_place = CpuRows(self._room, self._c, self._z)
+        told = decoder.take_steps(self._in_place, self._state, num_steps)
+        ended = [
+            Ended(owner, index, Row(tokens, log_prob, has_ended))
+            for owner, index, tokens, log_prob, has_ended in told
+        ]
+        count = len(self) - len(ended)
+        self._rows, self._state = self._rows[:count], self._state[:count]
+        return ended
+
     def inputs(self, num_steps: int) -> dict[str, AnyArray]:
         """Return the decoder's inputs for the next chunk."""
         count = len(self)
-        self._reserve(count, int(self._rows["step"].max()) + num_steps)
+        self._reserve(count, self._most_steps + num_steps)
         rows = self._rows
         return {
             "c": self._c[:count],
@@ -195,6 +215,7 @@ class RowTable:
         for name in old.dtype.names or ():
             self._rows[name][..., : old[name].shape[-1]] = old[name]
         self._c, self._z = (_roomier(values, room) for values in (self._c, self._z))
+        self._in_place = None
 
 
 def _record(width: int) -> np.dtype[Any]:

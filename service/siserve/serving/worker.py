@@ -174,8 +174,8 @@ class Worker:
     def _decode_chunk(self) -> None:
         num_rows, started = len(self._rows), time.perf_counter()
         try:
-            given = self._rows.inputs(self._chunk_steps or self._sessions.chunk_steps(num_rows))
-            tokens, log_probs, state = self._sessions.decoder.run(given)
+            steps = self._chunk_steps or self._sessions.chunk_steps(num_rows)
+            ended = self._rows.take_steps(self._sessions.decoder, steps)
         except Exception as error:  # the jobs fail, the engine goes on
             _log.exception("decoding failed")
             self._rows.clear()
@@ -184,7 +184,6 @@ class Worker:
             self._flights = {}
             return
         seconds = time.perf_counter() - started
-        ended = self._rows.advance(tokens, log_probs, state)
         self._jobs.chunk_ran(num_rows, len(ended), seconds)
         for flight in self._flights.values():
             flight.decode_seconds += seconds

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -23,10 +24,16 @@ from siserve.serving.fused.native import (
     place_of,
     up_to,
 )
-from siserve.serving.fused.weights import DecoderWeights, NotFused, filled, may_never_be_said
+from siserve.serving.fused.weights import (
+    DecoderWeights,
+    Floats,
+    NotFused,
+    filled,
+    may_never_be_said,
+)
 from siserve.serving.graphs import AnyArray
 
-__all__ = ["CpuDecoder", "CpuTables"]
+__all__ = ["CpuDecoder", "CpuRows", "CpuTables"]
 
 _OUTPUT_VECTORS, _FIRST_VECTORS = 4, 2  # of a block, as in steps.cpp
 _LOWEST = -1e30
@@ -126,6 +133,22 @@ class CpuDecoder:
         """Multiplications and additions of `multiply` that the model asks for."""
         return 2 * num_rows * self._sizes["H"] * self._num_words
 
+    def take_steps(self, rows: CpuRows, state: Floats, num_steps: int) -> Iterable[EndedRow]:
+        """Take the next steps of rows where they lie; those that end leave.
+
+        Args:
+            rows: a table's; there is room for the steps.
+            state: of the rows, (R, H); takes the states of those that go on, (R - ended, H).
+            num_steps: how many, at least one.
+
+        Returns:
+            Those that ended, in their order.
+
+        Raises:
+            ValueError: if a token is none of the vocabulary; nothing is changed then.
+        """
+        return rows.told(self._library.take_steps(self._decoder, rows.at(state, num_steps)))
+
     def run(self, inputs: Mapping[str, AnyArray]) -> Sequence[AnyArray]:
         """Return tokens (K, R), log-probs (K, R) and states (R, H).
 
@@ -150,6 +173,59 @@ class CpuDecoder:
         pointers = [place_of(array) for array in (*given, *taken)]
         self._library.run(self._decoder, _Chunk(steps, rows, *pointers))
         return taken
+
+
+#: Its owner, its index among the owner's, its words, their log-probability, whether it was ended.
+EndedRow = tuple[int, int, tuple[int, ...], float, bool]
+
+
+class CpuRows:
+    """The arrays of a table of rows, as siserve.serving.rows has them, for kernels.
+
+    Args:
+        records: room for rows, which begin with the first.
+        c, z: of them, (room, C) and (room, D).
+    """
+
+    def __init__(self, records: AnyArray, c: Floats, z: Floats) -> None:
+        self._held = records, c, z
+        room, width = records["tokens"].shape
+        self._told = np.empty((4, room), np.int64)
+        self._sums, self._words = np.empty(room), np.empty(room * width, np.int64)
+        fields: Mapping[str, Any] = records.dtype.fields or {}
+        places = {name: fields[name][1] for name in _Table.of_records}
+        pointers = zip(
+            _Table.pointers,
+            [place_of(array) for array in (*self._held, *self._told, self._sums, self._words)],
+            strict=True,
+        )
+        self._table = _Table(bytes=records.itemsize, **places, **dict(pointers))
+
+    def at(self, state: Floats, num_steps: int) -> _Table:
+        """Return what kernels are given to take steps of the first rows, whose state is given."""
+        table = self._table
+        table.rows, table.steps, table.state = len(state), num_steps, place_of(state)
+        return table
+
+    def told(self, count: int) -> Iterable[EndedRow]:
+        """Return the rows that ended in the last run."""
+        owners, indices, lengths, has_ended = self._told[:, :count].tolist()
+        words = iter(self._words[: sum(lengths)].tolist())
+        said = [tuple(islice(words, length)) for length in lengths]
+        sums = self._sums[:count].tolist()
+        return zip(owners, indices, said, sums, map(bool, has_ended), strict=True)
+
+
+class _Table(ctypes.Structure):
+    of_records = (
+        *("owner", "index", "limit", "step", "token", "top_k", "temperature", "top_p"),
+        *("uniform", "log_probs", "tokens"),
+    )
+    pointers = ("records", "c", "z", "owners", "indices", "lengths", "has_ended", "sums", "words")
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("rows", "bytes", "steps", *of_records)),
+        *((name, ctypes.c_void_p) for name in (*pointers, "state")),
+    ]
 
 
 class _Decoder(ctypes.Structure):

@@ -71,6 +71,8 @@ class CpuLibrary:
         library = ctypes.CDLL(str(path))
         self._run, self._multiply = library.siserve_run, library.siserve_multiply
         self._encode, self._draw = library.siserve_encode, library.siserve_draw
+        self._take_steps = library.siserve_take_steps
+        self._take_steps.restype = ctypes.c_int64
         library.siserve_source.restype = ctypes.c_char_p
         if library.siserve_source().decode() != source_digest():
             raise NotFused(f"{path.name} was made of other sources; install siserve again")
@@ -116,6 +118,17 @@ class CpuLibrary:
         """
         if self._run(ctypes.byref(decoder), ctypes.byref(chunk)):
             raise ValueError("a token is none of the vocabulary")
+
+    def take_steps(self, decoder: ctypes.Structure, table: ctypes.Structure) -> int:
+        """Take the next steps of a table's rows, and tell how many ended; see table.cpp.
+
+        Raises:
+            ValueError: if a token is none of the vocabulary.
+        """
+        ended = int(self._take_steps(ctypes.byref(decoder), ctypes.byref(table)))
+        if ended < 0:
+            raise ValueError("a token is none of the vocabulary")
+        return ended
 
     def encode(self, gru: ctypes.Structure, sequences: ctypes.Structure) -> None:
         """Run a GRU over sequences.

@@ -11,7 +11,7 @@
 #include <tuple>
 #include <vector>
 
-#include "products.hpp"
+#include "decoder.hpp"
 #include "team.hpp"
 
 using siserve::Running;
@@ -31,38 +31,6 @@ constexpr float BELOW_ONE = 1.0f - 1.0f / (1 << 20);  // keeps u * total below t
 constexpr float LEAST_TEMPERATURE = 1e-5f;
 constexpr float LEVELS = 127.0f;                      // of an activation, to either side of 0
 constexpr int ZERO_POINT = 128;
-
-}  // namespace
-
-// A decoder. Its units are filled up to a multiple of 16, its words to a multiple of 64, with a bias of
-// -1e30. Memory that it points to starts with a cache line and may be read a page beyond its end.
-struct Decoder {
-  int32_t units, model_units, context, latent, vocabulary, words, start, end;
-  int32_t kind, may_use_tiles;  // how weights of both products lie
-  const void *gates, *output;  // in blocks
-  const float *first;          // (context + latent, units), in blocks of 32 units
-  const float *first_bias;     // (units,)
-  const float *of_words;       // what words add to the gates, (vocabulary, 3, units)
-  const float *barred;         // (words,): -1e30 for words that are never said, else 0
-  const uint8_t *is_barred;    // whether a block of words has such a one
-};
-
-// A chunk of steps of rows, in arrays that are named and shaped as in decoder.onnx: (steps, rows),
-// (rows, ...) or (rows,).
-struct Chunk {
-  int32_t steps, rows;
-  const float *c, *z, *state;
-  const int64_t *token;
-  const float *uniform;
-  const int64_t *forced;
-  const float *temperature;
-  const int64_t *top_k;
-  const float *top_p;
-  int64_t *tokens;
-  float *log_probs, *state_out;
-};
-
-namespace {
 
 inline float stretch_of(float temperature) {
   return temperature <= 0.0f ? 1.0f : 1.0f / std::max(temperature, LEAST_TEMPERATURE);
@@ -719,7 +687,6 @@ EXPORTED int siserve_ask_for_tiles() {
 // The digest of the sources that this was made of, which the compiler is told.
 EXPORTED const char *siserve_source() { return SOURCE; }
 
-// Run a chunk; 1 if a token is none of the vocabulary. Several threads may run chunks at once.
 EXPORTED int siserve_run(const Decoder *decoder, const Chunk *chunk) {
   if (!are_words(*decoder, *chunk)) return 1;
   Tiles tiles(decoder->may_use_tiles);
