@@ -136,7 +136,8 @@ def serve(
     kernels: Annotated[
         _Kernels,
         typer.Option(
-            envvar="SISERVE_KERNELS", help="off = onnxruntime does all, not siserve's kernels."
+            envvar="SISERVE_KERNELS",
+            help="off = onnxruntime runs all graphs, not siserve's kernels.",
         ),
     ] = _Kernels.AUTO,
     max_responses: Annotated[

@@ -21,8 +21,8 @@ def distinct(responses: Sequence[Sequence[int]], order: int) -> float:
         Between 0 and 1; 0 if no response is long enough for one n-gram.
     """
     ngrams = [
-        tuple(response[start : start + order])
+        ngram
         for response in responses
-        for start in range(len(response) - order + 1)
+        for ngram in zip(*[response[start:] for start in range(order)], strict=False)
     ]
     return len(set(ngrams)) / len(ngrams) if ngrams else 0.0
