@@ -311,10 +311,28 @@ def test_no_rows_are_no_work(exact, manifest):
     assert tokens.shape == log_probs.shape == (8, 0) and len(state) == 0
 
 
+def test_halves_are_widened_and_known_to_be_such_to_the_last_of_them():
+    library, every = cpu_library(), np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    for halves in (every, every[:37], every[:32].reshape(2, 16).T, every[5:6], every[:0]):
+        with np.errstate(invalid="ignore"):
+            expected = halves.astype(np.float32)
+        got = library.widened(halves)
+        assert got.dtype == np.float32 and np.array_equal(got, expected, equal_nan=True)
+    halves = library.widened(every[np.isfinite(every)])
+    for size in (1, 15, 16, 37, len(halves)):
+        some = halves[-size:].copy()
+        assert library.are_halves(some)
+        for off in (np.float32(1.0) + np.float32(2**-11), np.float32(65536), np.float32("nan")):
+            some[-1] = off
+            assert not library.are_halves(some)
+    singles = np.float32([1 / 3])
+    assert library.widened(singles) is singles
+
+
 def test_a_cpu_without_their_instructions_is_told_by_the_first_of_them(monkeypatch):
     monkeypatch.setattr(native, "_cpu_flags", lambda: {"avx512f", "avx512bw"})
     with pytest.raises(NotFused, match="the CPU has no avx512dq"):
-        cpu_library.__wrapped__()
+        native._load.__wrapped__()
 
 
 def test_an_installation_without_them_or_with_those_of_another_source_is_told(
@@ -322,7 +340,7 @@ def test_an_installation_without_them_or_with_those_of_another_source_is_told(
 ):
     monkeypatch.setattr(native, "_LIBRARY", "no.so")
     with pytest.raises(NotFused, match="made without a C\\+\\+ compiler"):
-        cpu_library.__wrapped__()
+        native._load.__wrapped__()
     monkeypatch.undo()
     other = tmp_path / LIBRARY.name
     other.write_bytes(LIBRARY.read_bytes().replace(source_digest().encode(), b"0" * 64))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
@@ -218,21 +219,27 @@ def _load(
     if device == "cuda":
         _check_cuda()
     precision: Literal["fp32", "int8", "tf32"] = _settled(bundle, device, asked)
-    # All but the decoder on the CPU whatever the device: there a row's bits are known not to depend
-    # on the batch.
-    prior, sampler = (
-        GraphSession(graph, _session(bundle, graph, "cpu", threads))
-        for graph in (PRIOR, SI_SAMPLER)
-    )
-    exact, decoder = _decoders(bundle, device, threads, precision, kernels)
+    with ThreadPoolExecutor(1) as beside:  # most of it does not hold Python's lock
+        encoding = beside.submit(_encoders, bundle, kernels)
+        # All but the decoder on the CPU whatever the device: there a row's bits are known not to
+        # depend on the batch.
+        prior, sampler = (
+            GraphSession(graph, _session(bundle, graph, "cpu", threads))
+            for graph in (PRIOR, SI_SAMPLER)
+        )
+        exact, decoder = _decoders(bundle, device, threads, precision, kernels)
+        whole, *in_steps = encoding.result()
     if device == "cuda" and (recorded := _record(bundle, exact, asked, kernels)) is not None:
         decoder, precision = recorded, "fp32" if asked == "fp32" else "tf32"
-    own = (prior, sampler, decoder, exact, device, precision)
+    return Sessions(whole, prior, sampler, decoder, exact, device, precision, *in_steps)
+
+
+def _encoders(bundle: Bundle, kernels: Kernels) -> tuple[Runs] | tuple[Runs, Runs, Runs]:
+    """Make the context encoder and, where the bundle has both, those of its two steps."""
     # One thread: a second one is waited for at each of some 80 short steps, and where something
     # else has its core, that is 20 ms instead of 2.
     if not bundle.has(DIALOG_ENCODER.file):
-        whole = GraphSession(CONTEXT_ENCODER, _session(bundle, CONTEXT_ENCODER, "cpu", 1))
-        return Sessions(whole, *own)
+        return (GraphSession(CONTEXT_ENCODER, _session(bundle, CONTEXT_ENCODER, "cpu", 1)),)
     utterance, dialog = (
         GraphSession(graph, _session(bundle, graph, "cpu", 1))
         for graph in (UTTERANCE_ENCODER, DIALOG_ENCODER)
@@ -243,7 +250,7 @@ def _load(
             encoders = load_encoders_on_cpu(bundle, utterance, dialog)
         except NotFused as reason:
             _log.info("onnxruntime encodes contexts, not siserve's kernels: %s", reason)
-    return Sessions(_ContextEncoderInSteps(*encoders), *own, *encoders)
+    return (_ContextEncoderInSteps(*encoders), *encoders)
 
 
 def _decoders(

@@ -234,4 +234,4 @@ class CpuDialogEncoder:
 def _read(weights: Weights, name: str) -> Floats:
     if name not in weights:
         raise NotFused(f"the encoder has no {name}")
-    return weights[name].astype(np.float32)
+    return weights[name].astype(np.float32, copy=False)

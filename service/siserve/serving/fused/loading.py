@@ -83,7 +83,9 @@ def load_decoders_on_cpu(bundle: Bundle, has_integers: bool) -> tuple[CpuDecoder
     if bundle.manifest.golden is None:
         raise NotFused(f"{bundle.manifest.full_name} has no golden request to try them by")
     library = cpu_library()
-    weights = DecoderWeights.read(bundle)
+    stored = read_weights(bundle, "decoder.", "embedding.")
+    widened = {name: library.widened(values) for name, values in stored.items()}
+    weights = DecoderWeights.of(widened, bundle.manifest)
     tables = CpuTables(weights, bundle.manifest)
     exact = CpuDecoder(library, tables, weights, False)
     _check_rows_alone(exact, bundle.manifest)
@@ -105,7 +107,8 @@ def load_encoders_on_cpu(
     """
     library, sizes = cpu_library(), bundle.manifest.sizes
     of_contexts = ("utterance_encoder.", "context_encoder.", "topic_embedding.", "embedding.")
-    weights = read_weights(bundle, *of_contexts)
+    stored = read_weights(bundle, *of_contexts)
+    weights = {name: library.widened(values) for name, values in stored.items()}
     utterance = CpuUtteranceEncoder(library, weights)
     dialog = CpuDialogEncoder(library, weights, sizes.context)
     rng = np.random.default_rng(0)

@@ -71,6 +71,7 @@ class CpuLibrary:
         library = ctypes.CDLL(str(path))
         self._run, self._multiply = library.siserve_run, library.siserve_multiply
         self._encode, self._draw = library.siserve_encode, library.siserve_draw
+        self._widen, self._are_halves = library.siserve_widen, library.siserve_are_halves
         self._take_steps = library.siserve_take_steps
         self._take_steps.restype = ctypes.c_int64
         library.siserve_source.restype = ctypes.c_char_p
@@ -161,6 +162,23 @@ class CpuLibrary:
         self._draw(ctypes.byref(noise))
         return normals, uniforms
 
+    def widened(self, values: NDArray[np.floating[Any]]) -> Floats:
+        """Return numbers in float32."""
+        if values.dtype != np.float16:
+            return values.astype(np.float32, copy=False)
+        halves, floats = np.ascontiguousarray(values), np.empty(values.shape, np.float32)
+        self._widen(ctypes.c_int64(floats.size), *_pointers(halves, floats))
+        return floats
+
+    def are_halves(self, values: Floats) -> bool:
+        """Say whether float16 loses nothing of numbers."""
+        given = np.ascontiguousarray(values, np.float32)
+        return bool(self._are_halves(ctypes.c_int64(given.size), *_pointers(given)))
+
+
+def _pointers(*arrays: AnyArray) -> list[ctypes.c_void_p]:
+    return [ctypes.c_void_p(place_of(array)) for array in arrays]
+
 
 class _Noise(ctypes.Structure):
     _numbers = ("responses", "size", "purpose", "first_step", "steps")
@@ -177,13 +195,21 @@ def source_digest() -> str:
     return hashlib.sha256(b"".join((folder / name).read_bytes() for name in sources)).hexdigest()
 
 
-@cache
+_loading = threading.Lock()
+
+
 def cpu_library() -> CpuLibrary:
-    """Load the kernels that came with this installation.
+    """Load the kernels that came with this installation, once, whichever thread asks first.
 
     Raises:
         NotFused: if there are none, or they are not for this CPU.
     """
+    with _loading:
+        return _load()
+
+
+@cache
+def _load() -> CpuLibrary:
     path = Path(str(resources.files(__package__) / _LIBRARY))
     if not path.exists():
         raise NotFused("this installation was made without a C++ compiler for x86-64")
@@ -227,8 +253,7 @@ class CpuMemory:
 
 def kind_of(*matrices: Floats) -> Kind:
     """Tell whether float16 loses nothing of some matrices; it takes half of the room."""
-    with np.errstate(over="ignore"):
-        is_exact = all(np.array_equal(each, each.astype(np.float16)) for each in matrices)
+    is_exact = all(map(cpu_library().are_halves, matrices))
     return Kind.FLOAT16 if is_exact else Kind.FLOAT32
 
 

@@ -70,7 +70,9 @@ class DecoderWeights:
         """
         units = manifest.sizes.state
         _check(weights, manifest)
-        w = {name: weights[name].astype(np.float32) for name in weights if _is_read(name)}
+        w = {
+            name: weights[name].astype(np.float32, copy=False) for name in weights if _is_read(name)
+        }
         of_words = w["embedding.weight"] @ w["decoder.gru.kernel_ih"] + w["decoder.gru.bias_ih"]
         of_words[:, : 2 * units] += w["decoder.gru.bias_hh"][: 2 * units]
         return cls(
