@@ -318,15 +318,14 @@ def test_halves_are_widened_and_known_to_be_such_to_the_last_of_them():
             expected = halves.astype(np.float32)
         got = library.widened(halves)
         assert got.dtype == np.float32 and np.array_equal(got, expected, equal_nan=True)
-    halves = library.widened(every[np.isfinite(every)])
-    for size in (1, 15, 16, 37, len(halves)):
-        some = halves[-size:].copy()
+    finite = library.widened(every[np.isfinite(every)])
+    for size in (1, 15, 16, 37, len(finite)):
+        some = finite[-size:].copy()
         assert library.are_halves(some)
-        for off in (np.float32(1.0) + np.float32(2**-11), np.float32(65536), np.float32("nan")):
+        for off in (1 + 2**-11, 65536, np.nan):
             some[-1] = off
             assert not library.are_halves(some)
-    singles = np.float32([1 / 3])
-    assert library.widened(singles) is singles
+    assert library.widened(finite) is finite
 
 
 def test_a_cpu_without_their_instructions_is_told_by_the_first_of_them(monkeypatch):
