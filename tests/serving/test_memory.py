@@ -14,7 +14,7 @@ from siserve.serving.loading import load_model
 from siserve.serving.memory import give_back
 from siserve.serving.metrics import Metrics
 from siserve.serving.requests import RequestLimits
-from siserve.serving.sessions import GraphSession, Placement
+from siserve.serving.sessions import Runs, Placement
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="malloc_trim is glibc's")
@@ -59,7 +59,7 @@ def test_a_model_that_was_stopped_is_let_go_of_at_once(bundle):
         gc.enable()
 
 
-def graphs_of(model: DialogModel) -> list[GraphSession]:
+def graphs_of(model: DialogModel) -> list[Runs]:
     """The graphs that a model's workers run: most of its memory."""
     assert isinstance(model.engine, Engine)
     sessions = model.engine._workers[0]._sessions

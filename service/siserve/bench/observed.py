@@ -68,7 +68,7 @@ def main() -> int:
     graphs = _Graphs()
     # Of this process alone, which does nothing but be measured.
     graphs.watch(GraphSession, "run")
-    for name in ("run", "take_steps", "encode"):
+    for name in ("run", "take_steps", "encode", "draw_prior"):
         graphs.watch(CpuLibrary, name)
 
     def tell() -> None:

@@ -33,6 +33,7 @@ from siserve.serving.fused.loading import (
     load_decoders_on_cpu,
     load_encoders_on_cpu,
     load_fused,
+    load_prior_on_cpu,
 )
 from siserve.serving.graphs import AnyArray, GraphSession, Runs
 from siserve.serving.recorded import COUNTS, RecordedDecoder, session_tapes
@@ -91,7 +92,7 @@ class Sessions:
     """
 
     context_encoder: Runs
-    prior: GraphSession
+    prior: Runs
     si_sampler: GraphSession
     decoder: Runs
     exact_decoder: Runs
@@ -223,10 +224,8 @@ def _load(
         encoding = beside.submit(_encoders, bundle, kernels)
         # All but the decoder on the CPU whatever the device: there a row's bits are known not to
         # depend on the batch.
-        prior, sampler = (
-            GraphSession(graph, _session(bundle, graph, "cpu", threads))
-            for graph in (PRIOR, SI_SAMPLER)
-        )
+        sampler = GraphSession(SI_SAMPLER, _session(bundle, SI_SAMPLER, "cpu", threads))
+        prior = _prior(bundle, threads, kernels)
         exact, decoder = _decoders(bundle, device, threads, precision, kernels)
         whole, *in_steps = encoding.result()
     if device == "cuda" and (recorded := _record(bundle, exact, asked, kernels)) is not None:
@@ -251,6 +250,16 @@ def _encoders(bundle: Bundle, kernels: Kernels) -> tuple[Runs] | tuple[Runs, Run
         except NotFused as reason:
             _log.info("onnxruntime encodes contexts, not siserve's kernels: %s", reason)
     return (_ContextEncoderInSteps(*encoders), *encoders)
+
+
+def _prior(bundle: Bundle, threads: int, kernels: Kernels) -> Runs:
+    graph = GraphSession(PRIOR, _session(bundle, PRIOR, "cpu", threads))
+    if kernels == "auto":
+        try:
+            return load_prior_on_cpu(bundle, graph)
+        except NotFused as reason:
+            _log.info("onnxruntime draws latents, not siserve's kernels: %s", reason)
+    return graph
 
 
 def _decoders(

@@ -11,6 +11,7 @@ from siserve.bundle.tensors import DECODER, UNROLLED_STEPS
 from siserve.bundle.verify import Bundle
 from siserve.serving.fused.cpu import CpuDecoder, CpuTables
 from siserve.serving.fused.cpu_encoder import CpuDialogEncoder, CpuUtteranceEncoder
+from siserve.serving.fused.cpu_prior import CpuPrior
 from siserve.serving.fused.cuda import CudaMachine
 from siserve.serving.fused.layout import Layout
 from siserve.serving.fused.native import cpu_library
@@ -19,7 +20,13 @@ from siserve.serving.fused.weights import DecoderWeights, NotFused, read_weights
 from siserve.serving.graphs import AnyArray, Runs, at_rows, place_of_rows
 from siserve.serving.recorded import RecordedDecoder
 
-__all__ = ["NotFused", "load_decoders_on_cpu", "load_encoders_on_cpu", "load_fused"]
+__all__ = [
+    "NotFused",
+    "load_decoders_on_cpu",
+    "load_encoders_on_cpu",
+    "load_fused",
+    "load_prior_on_cpu",
+]
 
 #: Log-probabilities by products in TF32 and in float32 may differ by so much; eight steps of the
 #: embedded model showed 0.01.
@@ -135,6 +142,19 @@ def load_encoders_on_cpu(
     if not off < _TOLERANCE_OF_ENCODERS:
         raise NotFused(f"they differ from its encoders by {off:.2g}")
     return utterance, dialog
+
+
+def load_prior_on_cpu(bundle: Bundle, graph: Runs) -> CpuPrior:
+    """Make the prior of a bundle that runs on this CPU, and hold it against its graph.
+
+    Raises:
+        NotFused: if the kernels are not for this model, this CPU or this installation, or do not
+            do what the graph does.
+    """
+    library = cpu_library()
+    stored = read_weights(bundle, "prior_net.")
+    weights = {name: library.widened(values) for name, values in stored.items()}
+    return CpuPrior(library, weights, bundle.manifest.sizes, graph)
 
 
 def _check_rows_alone(decoder: Runs, manifest: Manifest) -> None:

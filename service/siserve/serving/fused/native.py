@@ -71,6 +71,7 @@ class CpuLibrary:
         library = ctypes.CDLL(str(path))
         self._run, self._multiply = library.siserve_run, library.siserve_multiply
         self._encode, self._draw = library.siserve_encode, library.siserve_draw
+        self._draw_prior = library.siserve_draw_prior
         self._widen, self._are_halves = library.siserve_widen, library.siserve_are_halves
         self._take_steps = library.siserve_take_steps
         self._take_steps.restype = ctypes.c_int64
@@ -139,6 +140,10 @@ class CpuLibrary:
         """
         if self._encode(ctypes.byref(gru), ctypes.byref(sequences)):
             raise ValueError("no sequences of known inputs")
+
+    def draw_prior(self, prior: ctypes.Structure, draws: ctypes.Structure) -> bool:
+        """Draw from a Gaussian prior; False if a log-variance is beyond its bound."""
+        return not self._draw_prior(ctypes.byref(prior), ctypes.byref(draws))
 
     def draw(
         self,
