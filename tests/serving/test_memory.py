@@ -14,7 +14,7 @@ from siserve.serving.loading import load_model
 from siserve.serving.memory import give_back
 from siserve.serving.metrics import Metrics
 from siserve.serving.requests import RequestLimits
-from siserve.serving.sessions import Runs, Placement
+from siserve.serving.sessions import Placement, Runs
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="malloc_trim is glibc's")
