@@ -104,6 +104,9 @@ class _CpuGru:
             ValueError: if lengths do not add up to N, one is 0, or a place is beyond K.
         """
         (rows, width), start = last.shape, place_of(last) + column * last.itemsize
+        known = np.ascontiguousarray(known, np.float32)
+        lengths = np.ascontiguousarray(lengths, np.int64)
+        places = None if places is None else np.ascontiguousarray(places, np.int64)
         assert known.shape[1] == self._inputs and len(lengths) == rows, "shapes of a GRU"
         assert column + self.units <= width, "room for states"
         self._library.encode(

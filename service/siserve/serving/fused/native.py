@@ -159,7 +159,7 @@ class CpuLibrary:
         Returns:
             Normal numbers for a purpose, (R, size), and uniform ones of steps, (num_steps, R).
         """
-        indices = np.ascontiguousarray(indices)
+        indices = np.ascontiguousarray(indices, np.int64)
         normals = np.empty((len(keys), size), np.float32)
         uniforms = np.empty((num_steps, len(keys)), np.float32)
         pointers = [place_of(array) for array in (indices, keys, normals, uniforms)]
