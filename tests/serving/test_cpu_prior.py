@@ -14,6 +14,8 @@ from .test_cpu_kernels import REASON
 
 pytestmark = pytest.mark.skipif(bool(REASON), reason=f"no kernels for CPUs here: {REASON}")
 
+PARTS = ("hidden", "out")
+
 
 class Watched:
     """A graph that counts its rows, and that may bound what it draws."""
@@ -72,6 +74,28 @@ def test_beyond_the_log_variances_that_were_tried_the_graph_answers(weights, gra
     told, tries = some(manifest, 3), len(graph.rows)
     assert np.array_equal(prior.run(told)[0], graphs.prior.run(told)[0])
     assert graph.rows[tries:] == [3]
+
+
+def test_a_row_beyond_them_changes_no_bit_of_its_neighbours(weights, graphs, manifest):
+    graph = Watched(graphs.prior)
+    prior = CpuPrior(cpu_library(), weights, manifest.sizes, graph)
+    told, odd, rest = some(manifest, 9), [2, 7], [0, 1, 3, 4, 5, 6, 8]
+    expected, tries = prior.run(told)[0], len(graph.rows)
+    told["c"][odd] *= 1000
+    hidden, out = (
+        [weights[f"prior_net.{at}.{part}"] for part in ("kernel", "bias")] for at in PARTS
+    )
+    logvar = (np.tanh(told["c"] @ hidden[0] + hidden[1]) @ out[0] + out[1])[
+        :, manifest.sizes.latent :
+    ]
+    peaks = np.abs(logvar).max(axis=1)
+    prior._prior.bound = bound = 1.001 * peaks[rest].max()
+    assert peaks[odd].min() > bound
+    (among,) = prior.run(told)
+    assert graph.rows[tries:] == [2]
+    assert np.array_equal(among[rest], expected[rest])
+    mine = {name: values[odd] for name, values in told.items()}
+    assert np.array_equal(among[odd], graphs.prior.run(mine)[0])
 
 
 def test_a_graph_that_bounds_large_values_is_taken_up_to_there(weights, graphs, manifest):

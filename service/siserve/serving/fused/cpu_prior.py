@@ -33,8 +33,9 @@ _ROWS = 16  # of each
 class CpuPrior:
     """Answers as prior.onnx does; several threads may share it.
 
-    Graphs may bound log-variances, by a bound that no weight tells. So a few c are tried, and where
-    a log-variance is larger than those, the graph answers.
+    Graphs may bound log-variances, by a bound that no weight tells. So a few c are tried, and for
+    rows of which a log-variance is larger than those the graph answers: for them alone, so that no
+    row's bits depend on the others.
 
     Args:
         library: the kernels.
@@ -76,9 +77,13 @@ class CpuPrior:
         c, noise = (np.ascontiguousarray(inputs[name], np.float32) for name in ("c", "eps_z"))
         if c.shape != (len(noise), self._prior.context) or noise.shape[1] != self._latent:
             return self._graph.run(inputs)  # which tells what is wrong with them
-        z = np.empty_like(noise)
-        draws = _Draws(len(c), place_of(c), place_of(noise), place_of(z))
-        return [z] if self._library.draw_prior(self._prior, draws) else self._graph.run(inputs)
+        z, are_beyond = np.empty_like(noise), np.empty(len(c), np.bool_)
+        pointers = [place_of(array) for array in (c, noise, z, are_beyond)]
+        self._library.draw_prior(self._prior, _Draws(len(c), *pointers))
+        if are_beyond.any():
+            told = {"c": c[are_beyond], "eps_z": noise[are_beyond]}
+            (z[are_beyond],) = self._graph.run(told)
+        return [z]
 
     def _try(self, first: tuple[Floats, Floats], second: tuple[Floats, Floats]) -> float:
         """Return the largest log-variance up to which the graph gives the same."""
@@ -107,7 +112,7 @@ class _Prior(ctypes.Structure):
 class _Draws(ctypes.Structure):
     _fields_ = [
         ("rows", ctypes.c_int64),
-        *((name, ctypes.c_void_p) for name in ("c", "noise", "z")),
+        *((name, ctypes.c_void_p) for name in ("c", "noise", "z", "are_beyond")),
     ]
 
 

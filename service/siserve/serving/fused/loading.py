@@ -14,9 +14,9 @@ from siserve.serving.fused.cpu_encoder import CpuDialogEncoder, CpuUtteranceEnco
 from siserve.serving.fused.cpu_prior import CpuPrior
 from siserve.serving.fused.cuda import CudaMachine
 from siserve.serving.fused.layout import Layout
-from siserve.serving.fused.native import cpu_library
+from siserve.serving.fused.native import CpuLibrary, cpu_library
 from siserve.serving.fused.tapes import Machine, fused_tapes, kernel_source
-from siserve.serving.fused.weights import DecoderWeights, NotFused, read_weights
+from siserve.serving.fused.weights import DecoderWeights, Floats, NotFused, read_weights
 from siserve.serving.graphs import AnyArray, Runs, at_rows, place_of_rows
 from siserve.serving.recorded import RecordedDecoder
 
@@ -90,9 +90,9 @@ def load_decoders_on_cpu(bundle: Bundle, has_integers: bool) -> tuple[CpuDecoder
     if bundle.manifest.golden is None:
         raise NotFused(f"{bundle.manifest.full_name} has no golden request to try them by")
     library = cpu_library()
-    stored = read_weights(bundle, "decoder.", "embedding.")
-    widened = {name: library.widened(values) for name, values in stored.items()}
-    weights = DecoderWeights.of(widened, bundle.manifest)
+    weights = DecoderWeights.of(
+        _read_wide(library, bundle, "decoder.", "embedding."), bundle.manifest
+    )
     tables = CpuTables(weights, bundle.manifest)
     exact = CpuDecoder(library, tables, weights, False)
     _check_rows_alone(exact, bundle.manifest)
@@ -114,8 +114,7 @@ def load_encoders_on_cpu(
     """
     library, sizes = cpu_library(), bundle.manifest.sizes
     of_contexts = ("utterance_encoder.", "context_encoder.", "topic_embedding.", "embedding.")
-    stored = read_weights(bundle, *of_contexts)
-    weights = {name: library.widened(values) for name, values in stored.items()}
+    weights = _read_wide(library, bundle, *of_contexts)
     utterance = CpuUtteranceEncoder(library, weights)
     dialog = CpuDialogEncoder(library, weights, sizes.context)
     rng = np.random.default_rng(0)
@@ -152,9 +151,14 @@ def load_prior_on_cpu(bundle: Bundle, graph: Runs) -> CpuPrior:
             do what the graph does.
     """
     library = cpu_library()
-    stored = read_weights(bundle, "prior_net.")
-    weights = {name: library.widened(values) for name, values in stored.items()}
+    weights = _read_wide(library, bundle, "prior_net.")
     return CpuPrior(library, weights, bundle.manifest.sizes, graph)
+
+
+def _read_wide(library: CpuLibrary, bundle: Bundle, *beginnings: str) -> dict[str, Floats]:
+    """Read those weights of a bundle whose names begin so, in float32."""
+    stored = read_weights(bundle, *beginnings)
+    return {name: library.widened(values) for name, values in stored.items()}
 
 
 def _check_rows_alone(decoder: Runs, manifest: Manifest) -> None:

@@ -141,9 +141,9 @@ class CpuLibrary:
         if self._encode(ctypes.byref(gru), ctypes.byref(sequences)):
             raise ValueError("no sequences of known inputs")
 
-    def draw_prior(self, prior: ctypes.Structure, draws: ctypes.Structure) -> bool:
-        """Draw from a Gaussian prior; False if a log-variance is beyond its bound."""
-        return not self._draw_prior(ctypes.byref(prior), ctypes.byref(draws))
+    def draw_prior(self, prior: ctypes.Structure, draws: ctypes.Structure) -> None:
+        """Draw from a Gaussian prior."""
+        self._draw_prior(ctypes.byref(prior), ctypes.byref(draws))
 
     def draw(
         self,

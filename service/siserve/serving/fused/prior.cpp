@@ -12,11 +12,13 @@ struct Prior {
   const void *of_context, *of_hidden;
 };
 
-// Rows of c and of noise; what is drawn, (rows, latent).
+// Rows of c and of noise; what is drawn, (rows, latent), and which rows have a log-variance beyond the
+// bound.
 struct Draws {
   int64_t rows;
   const float *c, *noise;
   float *z;
+  uint8_t *are_beyond;
 };
 
 namespace {
@@ -52,9 +54,8 @@ void layer(const void *blocks, int inputs, int columns, const float *rows, int64
   }
 }
 
-// Says whether all log-variances are within the bound.
 template <typename Kind>
-bool draw(const Prior &p, const Draws &draws) {
+void draw(const Prior &p, const Draws &draws) {
   float *hidden = prior_rooms.hidden.of(draws.rows * p.hidden);
   float *told = prior_rooms.told.of(draws.rows * p.columns);
   layer<Kind>(p.of_context, p.context, p.hidden, draws.c, draws.rows, hidden,
@@ -62,8 +63,8 @@ bool draw(const Prior &p, const Draws &draws) {
   layer<Kind>(p.of_hidden, p.hidden, p.columns, hidden, draws.rows, told,
               [](Floats value) { return value; });
   const Floats half = _mm512_set1_ps(0.5f * LOG2_E), bound = _mm512_set1_ps(p.bound);
-  __mmask16 is_beyond = 0;
   for (int64_t row = 0; row < draws.rows; ++row) {
+    __mmask16 is_beyond = 0;
     const float *mean = told + row * p.columns, *logvar = mean + p.latent;
     for (int at = 0; at < p.latent; at += LANES) {
       __mmask16 mask = p.latent - at >= LANES ? 0xFFFF : (1 << (p.latent - at)) - 1;
@@ -74,13 +75,14 @@ bool draw(const Prior &p, const Draws &draws) {
       Floats drawn = _mm512_fmadd_ps(sigma, noise, _mm512_maskz_loadu_ps(mask, mean + at));
       _mm512_mask_storeu_ps(draws.z + row * p.latent + at, mask, drawn);
     }
+    draws.are_beyond[row] = is_beyond != 0;
   }
-  return is_beyond == 0;
 }
 
 }  // namespace
 
-// Draw from it; 1 if a log-variance is beyond the bound. Several threads may do so at once.
-EXPORTED int siserve_draw_prior(const Prior *prior, const Draws *draws) {
-  return !(prior->kind == FLOAT16 ? draw<Float16>(*prior, *draws) : draw<Float32>(*prior, *draws));
+// Draw from it. Several threads may do so at once.
+EXPORTED void siserve_draw_prior(const Prior *prior, const Draws *draws) {
+  if (prior->kind == FLOAT16) draw<Float16>(*prior, *draws);
+  if (prior->kind == FLOAT32) draw<Float32>(*prior, *draws);
 }
