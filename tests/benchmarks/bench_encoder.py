@@ -8,7 +8,6 @@ Rounds visit all variants in turn; figures are medians, ratios are medians over 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import platform
 import statistics
 import tempfile
@@ -43,7 +42,7 @@ class Talk:
         return Context(said, tuple(turn % 2 for turn in range(self._turns)))
 
     def next_turn(self, dialog: Context) -> Context:
-        return dataclasses.replace(dialog, utterances=(*dialog.utterances[1:], self.utterance()))
+        return dialog._replace(utterances=(*dialog.utterances[1:], self.utterance()))
 
 
 def variants(

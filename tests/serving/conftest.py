@@ -17,6 +17,7 @@ from bundle_factory import tiny_bundle
 from siserve.bundle import open_bundle
 from siserve.bundle.manifest import Manifest
 from siserve.client import Client, Credentials
+from siserve.serving.fused.native import cpu_library
 from siserve.serving.sessions import Sessions, load_sessions
 
 
@@ -112,6 +113,14 @@ def _start(stack: ExitStack, *arguments: object, **variables: str) -> RunningSer
         assert time.monotonic() < deadline, log
         time.sleep(0.01)
     return RunningServer(process, lines[0].split()[-1], urls[0], lines, log)
+
+
+@pytest.fixture
+def cores(request: pytest.FixtureRequest) -> Iterator[int]:
+    """How many threads compute at once in kernels; some find no core of their own here."""
+    cpu_library().allow(request.param)
+    yield request.param
+    cpu_library().allow(1)
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from siserve.serving.fused.weights import NotFused
 from siserve.serving.sessions import load_sessions
 from wide_decoder import weights_of
 
-from .test_cpu_kernels import REASON
+from .test_cpu_kernels import ALONE_OR_HELPED, REASON
 
 pytestmark = pytest.mark.skipif(bool(REASON), reason=f"no kernels for CPUs here: {REASON}")
 
@@ -65,17 +65,38 @@ def test_an_utterance_of_nothing_but_padding_counts_as_one_token(sessions, graph
     assert np.allclose(got, expected, atol=1e-5)
 
 
-def test_a_vector_has_the_same_bits_alone_and_beside_others(sessions, manifest):
+@ALONE_OR_HELPED
+def test_a_vector_has_the_same_bits_alone_and_beside_others_with_and_without_helpers(
+    sessions, manifest, cores
+):
     ids = some_ids(manifest, 37, 12)
     (together,) = sessions.utterance_encoder.run({"ids": ids})
+    told = some_turns(manifest, together, 21, 5)
+    (contexts,) = sessions.dialog_encoder.run(told)
+    cpu_library().allow(1)
     for row in (0, 5, 36):
         length = int((ids[row] != 0).sum())
         (alone,) = sessions.utterance_encoder.run({"ids": ids[row : row + 1, :length]})
         assert np.array_equal(alone[0], together[row])
-    told = some_turns(manifest, together, 21, 5)
-    (contexts,) = sessions.dialog_encoder.run(told)
     (alone,) = sessions.dialog_encoder.run({name: values[7:8] for name, values in told.items()})
     assert np.array_equal(alone[0], contexts[7])
+
+
+@pytest.mark.parametrize("units", [7, 16, 40])
+def test_two_directions_at_once_come_to_what_each_comes_to_alone(units):
+    rng = np.random.default_rng(units)
+    shapes = ((2, 3 * units, 9), (2, 3 * units, units), (2, 6 * units))
+    weights = [rng.standard_normal(shape, np.float32) for shape in shapes]
+    rows = [rng.standard_normal((length, 9), np.float32) for length in (1, 4, 2)]
+    lengths, both = np.array([1, 4, 2]), np.empty((3, 2 * units), np.float32)
+    cpu_encoder._CpuGru(cpu_library(), *weights).run(np.concatenate(rows), None, lengths, both)
+    turned = [row[::-1] for row in rows]
+    for way, told in enumerate((rows, turned)):
+        alone = np.full((3, units + 5), 8, np.float32)
+        gru = cpu_encoder._CpuGru(cpu_library(), *(w[way : way + 1] for w in weights))
+        gru.run(np.concatenate(told), None, lengths, alone, 3)
+        assert np.array_equal(alone[:, 3:-2], both[:, way * units : (way + 1) * units])
+        assert (alone[:, :3] == 8).all() and (alone[:, -2:] == 8).all()
 
 
 def test_contexts_are_encoded_by_them_as_by_the_graphs(sessions, graphs, manifest):
@@ -155,7 +176,7 @@ def test_encoders_whose_shapes_do_not_fit_are_left_to_onnxruntime(bundle, graphs
 @pytest.mark.parametrize("inputs", [25, 32])
 def test_weights_in_float16_give_the_same_bits_as_in_float32(inputs, monkeypatch):
     rng = np.random.default_rng(inputs)
-    shapes = ((3 * 20, inputs), (3 * 20, 20), (6 * 20,))
+    shapes = ((2, 3 * 20, inputs), (2, 3 * 20, 20), (2, 6 * 20))
     weights = [rng.standard_normal(shape).astype(np.float16).astype(np.float32) for shape in shapes]
     steps = rng.standard_normal((19, 7, inputs), np.float32)
     lengths = rng.integers(1, 8, 19)
@@ -165,7 +186,7 @@ def test_weights_in_float16_give_the_same_bits_as_in_float32(inputs, monkeypatch
         monkeypatch.setattr(cpu_encoder, "kind_of", lambda *_, kind=kind: kind)
         gru = cpu_encoder._CpuGru(cpu_library(), *weights)
         for rows in (19, 4):  # a matrix is expanded for many
-            states.append(np.empty((rows, 20), np.float32))
+            states.append(np.empty((rows, 40), np.float32))
             told = steps[:rows][np.arange(7) < lengths[:rows, None]]
             gru.run(told, None, lengths[:rows], states[-1])
     assert np.array_equal(states[0], states[2]) and np.array_equal(states[1], states[3])

@@ -45,14 +45,6 @@ def made(weights, manifest, has_integers, library=None):
     return CpuDecoder(library or cpu_library(), tables, weights, has_integers)
 
 
-@pytest.fixture
-def cores(request):
-    """How many threads compute at once; some find no core of their own here."""
-    cpu_library().allow(request.param)
-    yield request.param
-    cpu_library().allow(1)
-
-
 ALONE_OR_HELPED = pytest.mark.parametrize("cores", [1, 2, 5], indirect=True)
 
 

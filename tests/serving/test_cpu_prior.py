@@ -10,7 +10,7 @@ from siserve.serving.graphs import GraphSession
 from siserve.serving.sessions import load_sessions
 from wide_decoder import weights_of
 
-from .test_cpu_kernels import REASON
+from .test_cpu_kernels import ALONE_OR_HELPED, REASON
 
 pytestmark = pytest.mark.skipif(bool(REASON), reason=f"no kernels for CPUs here: {REASON}")
 
@@ -52,9 +52,13 @@ def test_rows_of_any_number_get_what_the_graph_gives(sessions, graphs, manifest,
     assert got.shape == expected.shape and np.allclose(got, expected, atol=1e-5)
 
 
-def test_a_row_has_the_same_bits_alone_and_beside_others(sessions, manifest):
+@ALONE_OR_HELPED
+def test_a_row_has_the_same_bits_alone_and_beside_others_with_and_without_helpers(
+    sessions, manifest, cores
+):
     told = some(manifest, 37)
     (together,) = sessions.prior.run(told)
+    cpu_library().allow(1)
     for row in (0, 11, 36):
         mine = {name: values[row : row + 1] for name, values in told.items()}
         assert np.array_equal(sessions.prior.run(mine)[0][0], together[row])

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from tokenizers import Encoding, Tokenizer
 from tokenizers.models import WordLevel
@@ -67,8 +67,7 @@ class SpecialTokens:
         return (self.pad, self.unk, self.start, self.dialog_start)
 
 
-@dataclass(frozen=True)
-class ContextWindow:
+class ContextWindow(NamedTuple):
     """The last utterances before a response, oldest first.
 
     Attributes:

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 
 from siserve.bundle.context_text import ContextText
 from siserve.bundle.errors import BundleError
 from siserve.bundle.text import Text
 from siserve.bundle.verify import Bundle
 from siserve.serving.diversity import distinct
-from siserve.serving.encoding import Context
+from siserve.serving.encoding import Context, Utterance
 from siserve.serving.engine import AnyEngine
 from siserve.serving.flight import Generation, Job, Row, Variation
 from siserve.serving.given import ScoreRequest, check_score_request, check_variation
@@ -33,6 +34,8 @@ from siserve.v1 import dialog_pb2
 __all__ = ["DialogModel"]
 
 _STOP, _LENGTH = dialog_pb2.FINISH_REASON_STOP, dialog_pb2.FINISH_REASON_LENGTH
+#: Texts whose ids are kept, and characters of the longest of them.
+_MOST_TEXTS, _SHORT_TEXT = 2048, 256
 _WARM_UP = GenerationRequest(
     dialog=Dialog((Turn("A", "hello , how are you ?"),), "B"),
     n=DEFAULT_N,
@@ -211,7 +214,7 @@ class DialogModel:
         self.engine.start()
         request = _WARM_UP
         if self.bundle.manifest.task == "lm":  # which says sentences without a context
-            request = replace(request, dialog=Dialog((), ""))
+            request = request._replace(dialog=Dialog((), ""))
         job = self._job(request)
         try:
             self.engine.submit(job).result()
@@ -228,13 +231,24 @@ class DialogModel:
     def _context(self, dialog: Dialog) -> Context:
         window = self.bundle.manifest.limits.context_utterances
         recent = dialog.turns[-window:]
-        encoded = self.context_text.encode_utterances([turn.text for turn in recent])
         context = self.context_text.context_window(
-            [(turn.speaker, ids) for turn, ids in zip(recent, encoded, strict=True)],
-            dialog.responder,
-            window,
+            [(speaker, self._encode(text)) for speaker, text in recent], dialog.responder, window
         )
         return Context(context.utterances, context.floors, dialog.topic)
+
+    def _encode(self, text: str) -> Utterance:
+        if len(text) > _SHORT_TEXT:
+            return self.context_text.encode_utterances([text])[0]
+        return self._ids_of(text)
+
+    @cached_property
+    def _ids_of(self) -> Callable[[str], Utterance]:
+        """Ids of the texts that came last: a dialog that goes on brings its turns again.
+
+        It does not hold the model, or both would hold each other, and a retired model's memory.
+        """
+        context_text = self.context_text
+        return lru_cache(_MOST_TEXTS)(lambda text: context_text.encode_utterances([text])[0])
 
     def _job(self, request: GenerationRequest) -> Job:
         return Job(

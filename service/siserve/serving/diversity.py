@@ -20,9 +20,12 @@ def distinct(responses: Sequence[Sequence[int]], order: int) -> float:
     Returns:
         Between 0 and 1; 0 if no response is long enough for one n-gram.
     """
-    ngrams = [
-        ngram
-        for response in responses
-        for ngram in zip(*[response[start:] for start in range(order)], strict=False)
-    ]
-    return len(set(ngrams)) / len(ngrams) if ngrams else 0.0
+    number, different = 0, set[object]()
+    for response in responses:
+        number += max(0, len(response) - order + 1)
+        if order == 1:
+            different.update(response)
+        else:
+            starts = [response[start:] for start in range(order)]
+            different.update(zip(*starts, strict=False))
+    return len(different) / number if number else 0.0

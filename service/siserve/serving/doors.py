@@ -6,13 +6,12 @@ servicer sees it. So the doors take raw bytes, parse them here, and give each er
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing
 from functools import partial
 from typing import Any, cast
 
@@ -118,11 +117,9 @@ def _door(
     name: str, kind: type[Message], answer: Answer, hall: Hall
 ) -> Callable[[bytes, Context], Awaitable[bytes]]:
     async def pass_through(serialized: bytes, context: Context) -> bytes:
-        reply = b""
         async with hall.passage(name, context) as call:
             message: Message = await answer(parse(kind, serialized), call)
-            reply = message.SerializeToString()
-        return reply
+            return message.SerializeToString()
 
     return pass_through
 
@@ -161,56 +158,24 @@ class Hall:
         meet: Callable[[str], None] | None = None,
     ) -> None:
         """Keep them."""
-        self._metrics, self.calls, self.gate, self._meet = metrics, calls, gate, meet
+        self._metrics, self.calls, self.gate, self.meet = metrics, calls, gate, meet
         self._tracing, self._exemplars = tracing, exemplars
         self._line_told, self._lines_untold = 0.0, 0
 
-    @asynccontextmanager
-    async def passage(self, name: str, context: Context) -> AsyncIterator[Call]:
+    def passage(self, name: str, context: Context) -> _Passage:
         """Let a call through; what goes wrong in it ends it with its status."""
-        started = time.perf_counter()
-        code = grpc.StatusCode.OK
-        metadata = tuple(context.invocation_metadata() or ())
-        facts: dict[str, Any] = {"request_id": request_id(metadata)}
-        told: _Trailing = (("x-request-id", facts["request_id"]),)
-        refusal: tuple[str, _Trailing] | None = None
-        if self._meet is not None:
-            self._meet(context.peer())
-        try:
-            self.calls.begin()
-            certificate = context.auth_context() if self.gate.reads_certificates else None
-            caller = self.gate.identify(metadata, certificate)
-            facts["caller"] = caller.name
-            yield Call(caller, _deadline(context), facts)
-            context.set_trailing_metadata(told)
-        except RequestError as error:
-            code, refusal = code_of(error), (str(error), (*told, *details_of(error)))
-        except (asyncio.CancelledError, GeneratorExit):
-            code = _reason_of_cancel(context)
-            self.calls.end()
-            raise
-        except Exception:
-            _log.exception("%s failed", name)
-            code = grpc.StatusCode.INTERNAL
-            refusal = ("the server failed on this request; see its log", told)
-        finally:  # before the answer: who has it finds it counted
-            self.told(name, code.name, time.perf_counter() - started, metadata, facts)
-        if refusal is None:
-            context.add_done_callback(lambda _: self.calls.end())  # type: ignore[arg-type]
-            return
-        try:
-            await context.abort(code, *refusal)
-        finally:
-            self.calls.end()
+        return _Passage(self, name, context)
 
     def told(
         self, name: str, code: str, seconds: float, metadata: Metadata, facts: dict[str, Any]
     ) -> None:
         """Tell metrics, log and traces of a call that was answered."""
-        texts = {key: value for key, value in metadata if isinstance(value, str)}
-        trace = trace_id(texts.get("traceparent", ""))
-        if self._tracing is not None:
-            trace = self._tracing.tell(name, code, seconds, texts, facts)
+        trace = ""
+        if self._exemplars or self._tracing is not None:
+            texts = {key: value for key, value in metadata if isinstance(value, str)}
+            trace = trace_id(texts.get("traceparent", ""))
+            if self._tracing is not None:
+                trace = self._tracing.tell(name, code, seconds, texts, facts)
         self._metrics.call_answered(name, code, seconds, trace if self._exemplars else "")
         if code != grpc.StatusCode.RESOURCE_EXHAUSTED.name or self._is_worth_a_line(facts):
             log_call(name, code, seconds, facts)
@@ -225,6 +190,60 @@ class Hall:
             facts["refused_since_last_line"] = self._lines_untold
         self._line_told, self._lines_untold = now, 0
         return True
+
+
+class _Passage:
+    """One call in the hall, from its door to its answer: `async with` it."""
+
+    def __init__(self, hall: Hall, name: str, context: Context) -> None:
+        self._started = time.perf_counter()
+        self._hall, self._name, self._context = hall, name, context
+        self._metadata: Metadata = tuple(context.invocation_metadata() or ())
+        self._facts: dict[str, Any] = {"request_id": request_id(self._metadata)}
+
+    async def __aenter__(self) -> Call:
+        hall, context = self._hall, self._context
+        try:
+            if hall.meet is not None:
+                hall.meet(context.peer())
+            hall.calls.begin()
+            certificate = context.auth_context() if hall.gate.reads_certificates else None
+            caller = hall.gate.identify(self._metadata, certificate)
+            self._facts["caller"] = caller.name
+            return Call(caller, _deadline(context), self._facts)
+        except BaseException as error:
+            await self._end(error)
+            raise
+
+    async def __aexit__(self, _: object, error: BaseException | None, __: object) -> None:
+        await self._end(error)
+
+    async def _end(self, error: BaseException | None) -> None:
+        context, end = self._context, self._hall.calls.end
+        told: _Trailing = (("x-request-id", self._facts["request_id"]),)
+        if error is None:
+            context.set_trailing_metadata(told)
+            self._tell(grpc.StatusCode.OK)
+            context.add_done_callback(lambda _: end())  # type: ignore[arg-type]
+            return
+        try:
+            if isinstance(error, RequestError):
+                code, text, told = code_of(error), str(error), (*told, *details_of(error))
+            elif isinstance(error, Exception):
+                _log.error("%s failed", self._name, exc_info=error)
+                code = grpc.StatusCode.INTERNAL
+                text = "the server failed on this request; see its log"
+            else:  # who asked is gone
+                return self._tell(_reason_of_cancel(context))
+            self._tell(code)
+            await context.abort(code, text, told)
+        finally:
+            end()
+
+    def _tell(self, code: grpc.StatusCode) -> None:
+        """Tell of the call before its answer is sent: who has it finds it counted."""
+        seconds = time.perf_counter() - self._started
+        self._hall.told(self._name, code.name, seconds, self._metadata, self._facts)
 
 
 def request_id(metadata: Metadata) -> str:

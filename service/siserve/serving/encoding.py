@@ -12,7 +12,7 @@ import math
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,8 +34,7 @@ _RUN_COST = 7.0
 _MAX_ROWS = 64
 
 
-@dataclass(frozen=True)
-class Context:
+class Context(NamedTuple):
     """A dialog as the context encoder takes it.
 
     Attributes:

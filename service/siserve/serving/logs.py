@@ -57,9 +57,11 @@ class _Text(logging.Formatter):
     def formatMessage(self, record: logging.LogRecord) -> str:
         """Write a record on one line; the trace of an error comes below it."""
         facts: dict[str, Any] = getattr(record, "facts", {})
-        return super().formatMessage(record) + "".join(
-            f" {name}={_plain(value)}" for name, value in facts.items()
-        )
+        told = [
+            f" {name}={value:.6g}" if isinstance(value, float) else f" {name}={value}"
+            for name, value in facts.items()
+        ]
+        return super().formatMessage(record) + "".join(told)
 
 
 class _Json(logging.Formatter):
@@ -76,7 +78,3 @@ class _Json(logging.Formatter):
         if record.exc_info:
             told["error"] = self.formatException(record.exc_info)
         return json.dumps(told, ensure_ascii=False, default=str)
-
-
-def _plain(value: object) -> str:
-    return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar, cast
+from typing import NamedTuple, TypeVar, cast
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import DecodeError, Message
@@ -58,16 +58,14 @@ class RequestLimits:
         return min(self.max_tokens, manifest.limits.response_tokens)
 
 
-@dataclass(frozen=True)
-class Turn:
+class Turn(NamedTuple):
     """One turn of a dialog."""
 
     speaker: str
     text: str
 
 
-@dataclass(frozen=True)
-class Dialog:
+class Dialog(NamedTuple):
     """The dialog of a request.
 
     Attributes:
@@ -81,8 +79,7 @@ class Dialog:
     topic: int = 0
 
 
-@dataclass(frozen=True)
-class GenerationRequest:
+class GenerationRequest(NamedTuple):
     """A request that keeps every limit; options that it left out are filled in.
 
     Attributes:
@@ -157,21 +154,22 @@ def check_dialog(
         InvalidRequest: naming the first field that breaks a limit.
         NotPossible: if a language model is given a context.
     """
-    if manifest.task == "lm":
-        if message.context:
-            raise NotPossible(
-                f"model {manifest.name} is of task lm: it says sentences, not responses; "
-                "send no context"
-            )
-    else:
-        _check_context(message.context, limits)
-    for name in ("responder", "topic", "model"):
-        check_size(name, getattr(message, name), limits.max_name_bytes)
-    turns = tuple(Turn(utterance.speaker, utterance.text) for utterance in message.context)
+    turns: tuple[Turn, ...] = ()
+    if manifest.task != "lm":
+        turns = _check_context(message.context, limits)
+    elif message.context:
+        raise NotPossible(
+            f"model {manifest.name} is of task lm: it says sentences, not responses; "
+            "send no context"
+        )
+    responder, topic = message.responder, message.topic
+    for name, value in (("responder", responder), ("topic", topic), ("model", message.model)):
+        if value:
+            check_size(name, value, limits.max_name_bytes)
     return Dialog(
         turns=turns,
-        responder=message.responder or (other_speaker(turns) if turns else ""),
-        topic=_topic_id(message.topic, manifest.features.topics),
+        responder=responder or (other_speaker(turns) if turns else ""),
+        topic=_topic_id(topic, manifest.features.topics),
     )
 
 
@@ -184,7 +182,8 @@ def other_speaker(turns: Sequence[Turn]) -> str:
     return next((t.speaker for t in reversed(turns) if t.speaker != last), f"not {last}")
 
 
-def _check_context(context: Sequence[Utterance], limits: RequestLimits) -> None:
+def _check_context(context: Sequence[Utterance], limits: RequestLimits) -> tuple[Turn, ...]:
+    """Return the turns of a dialog that keeps the limits."""
     num_turns = len(context)
     if not num_turns:
         raise InvalidRequest("context", "is empty; send at least one turn")
@@ -193,9 +192,9 @@ def _check_context(context: Sequence[Utterance], limits: RequestLimits) -> None:
             "context",
             f"has {num_turns} turns, at most {limits.max_turns} are taken; send the last ones",
         )
-    total = 0
+    turns, total = [], 0
     for index, utterance in enumerate(context):
-        speaker, text = utterance.speaker, utterance.text
+        speaker, text = turn = Turn(utterance.speaker, utterance.text)
         if 4 * len(speaker) > limits.max_name_bytes:  # its name is written only if need be
             check_size(f"context[{index}].speaker", speaker, limits.max_name_bytes)
         total += num_bytes(text)
@@ -206,6 +205,8 @@ def _check_context(context: Sequence[Utterance], limits: RequestLimits) -> None:
             )
         if not text or text.isspace():
             raise InvalidRequest(f"context[{index}].text", "is empty; leave such a turn out")
+        turns.append(turn)
+    return tuple(turns)
 
 
 def check_size(field: str, value: str, max_bytes: int) -> None:

@@ -179,10 +179,8 @@ class DialogServicer:
     def _note_timings(self, call: Call, timings: dialog_pb2.Timings) -> None:
         stages = (timings.queue_seconds, timings.encode_seconds, timings.decode_seconds)
         self._metrics.timed(*stages)
-        names = ("queue_seconds", "encode_seconds", "decode_seconds")
-        call.facts.update(
-            (name, round(stage, 6)) for name, stage in zip(names, stages, strict=True)
-        )
+        queue, encode, decode = (round(stage, 6) for stage in stages)
+        call.facts.update(queue_seconds=queue, encode_seconds=encode, decode_seconds=decode)
 
     async def GetModel(
         self, message: dialog_pb2.GetModelRequest, call: Call

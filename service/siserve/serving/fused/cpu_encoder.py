@@ -33,53 +33,55 @@ _FROM_ONNX = [1, 0, 2]  # gates r, z, n of ONNX's z, r, h
 
 class _Gru(ctypes.Structure):
     _fields_ = [
-        *((name, ctypes.c_int32) for name in ("inputs", "units", "model_units", "kind")),
+        *(
+            (name, ctypes.c_int32)
+            for name in ("inputs", "units", "model_units", "directions", "kind")
+        ),
         *((name, ctypes.c_void_p) for name in ("of_inputs", "of_states")),
     ]
 
 
 class _Sequences(ctypes.Structure):
     _fields_ = [
-        *(
-            (name, ctypes.c_int64)
-            for name in ("rows", "count", "num_known", "stride", "is_backwards")
-        ),
+        *((name, ctypes.c_int64) for name in ("rows", "count", "num_known", "stride")),
         *((name, ctypes.c_void_p) for name in ("known", "places", "lengths", "last")),
     ]
 
 
 class _CpuGru:
-    """One direction of a GRU.
+    """A GRU of one direction, or of two, forwards and backwards.
 
     Args:
         library: the kernels.
-        kernel, recurrence, bias: as ONNX's operator has them, (3 U, F), (3 U, U) and (6 U,).
+        kernel, recurrence, bias: as ONNX's operator has them, (W, 3 U, F), (W, 3 U, U) and
+            (W, 6 U) of W directions.
     """
 
     def __init__(
         self, library: CpuLibrary, kernel: Floats, recurrence: Floats, bias: Floats
     ) -> None:
         self._library, self._memory = library, CpuMemory()
-        self.units = recurrence.shape[1]
-        self._inputs = kernel.shape[1]
-        padded = up_to(self.units, LANES)
-        of_inputs, of_states = bias.reshape(2, 3, self.units)[:, _FROM_ONNX]
-
+        ways, _, units = recurrence.shape
+        self.units = ways * units
+        self._inputs, padded = kernel.shape[2], up_to(units, LANES)
+        biases = bias.reshape(ways, 2, 3, units)[:, :, _FROM_ONNX]
         kind = kind_of(kernel, recurrence)
 
         def hold(matrix: Floats, width: int, biases: Floats) -> int:
-            parts = matrix.reshape(3, self.units, -1)[_FROM_ONNX]
-            laid_out = in_gates(filled(parts, 3, padded, width))
-            told = in_gates(filled(biases, 3, padded))
-            return self._memory.hold(in_blocks(laid_out, told, GATE_VECTORS, kind))
+            parts = matrix.reshape(ways, 3, units, -1)[:, _FROM_ONNX]
+            laid_out = [in_gates(filled(part, 3, padded, width)) for part in parts]
+            told = [in_gates(filled(part, 3, padded)) for part in biases]
+            blocks = in_blocks(np.concatenate(laid_out), np.concatenate(told), GATE_VECTORS, kind)
+            return self._memory.hold(blocks)
 
         self._gru = _Gru(
             inputs=self._inputs,
             units=padded,
-            model_units=self.units,
+            model_units=units,
+            directions=ways,
             kind=kind,
-            of_inputs=hold(kernel, self._inputs, of_inputs),
-            of_states=hold(recurrence, padded, of_states),
+            of_inputs=hold(kernel, self._inputs, biases[:, 0]),
+            of_states=hold(recurrence, padded, biases[:, 1]),
         )
 
     def run(
@@ -89,7 +91,6 @@ class _CpuGru:
         lengths: NDArray[np.int64],
         last: Floats,
         column: int = 0,
-        is_backwards: bool = False,
     ) -> None:
         """Run over rows of inputs, those of a row behind those of the row before.
 
@@ -97,8 +98,7 @@ class _CpuGru:
             known: inputs, (K, F).
             places: numbers of the inputs among those known, (N,); None = all of them in order.
             lengths: how many inputs a row has, at least one, (R,).
-            last: takes the state after each row, (R, W), from `column` on.
-            is_backwards: from each row's last input to its first.
+            last: takes what each direction comes to in each row, (R, ...), from `column` on.
 
         Raises:
             ValueError: if lengths do not add up to N, one is 0, or a place is beyond K.
@@ -116,7 +116,6 @@ class _CpuGru:
                 len(known if places is None else places),
                 len(known),
                 width,
-                is_backwards,
                 place_of(known),
                 None if places is None else place_of(places),
                 place_of(lengths),
@@ -141,8 +140,7 @@ class CpuUtteranceEncoder:
         parts = [_read(weights, f"utterance_encoder.gru.{part}") for part in "WRB"]
         if len(parts[0]) != 2:
             raise NotFused("its utterance_encoder.gru is not bidirectional")
-        forward, backward = zip(*parts, strict=True)
-        self._forward, self._backward = _CpuGru(library, *forward), _CpuGru(library, *backward)
+        self._gru = _CpuGru(library, *parts)
 
     def encode(self, utterances: Sequence[Sequence[int]]) -> Floats:
         """Return vectors, (N, F), of utterances of at least one id each.
@@ -160,10 +158,8 @@ class CpuUtteranceEncoder:
         return [self._encode(ids[np.arange(ids.shape[1]) < lengths[:, None]], lengths)]
 
     def _encode(self, ids: NDArray[np.int64], lengths: NDArray[np.int64]) -> Floats:
-        units = self._forward.units
-        vectors = np.empty((len(lengths), 2 * units), np.float32)
-        self._forward.run(self._embedding, ids, lengths, vectors)
-        self._backward.run(self._embedding, ids, lengths, vectors, units, is_backwards=True)
+        vectors = np.empty((len(lengths), self._gru.units), np.float32)
+        self._gru.run(self._embedding, ids, lengths, vectors)
         return vectors
 
 
@@ -180,10 +176,8 @@ class CpuDialogEncoder:
     """
 
     def __init__(self, library: CpuLibrary, weights: Weights, context: int) -> None:
-        kernel, recurrence, bias = (
-            _read(weights, f"context_encoder.gru.{part}")[0] for part in "WRB"
-        )
-        self._gru = _CpuGru(library, kernel, recurrence, bias)
+        parts = [_read(weights, f"context_encoder.gru.{part}") for part in "WRB"]
+        self._gru = _CpuGru(library, *parts)
         self._topics = np.zeros((0, 0), np.float32)
         if "topic_embedding.weight" in weights:
             self._topics = _read(weights, "topic_embedding.weight")

@@ -1,7 +1,11 @@
 // A Gaussian prior on a CPU with AVX-512, in float32: a tanh layer, and a linear layer to means and
 // log-variances.
 
-#include "products.hpp"
+#include "team.hpp"
+
+using siserve::Running;
+using siserve::share;
+using siserve::Team;
 
 // Its tanh layer has `hidden` units, filled up to a multiple of 32 like the 2 * latent columns of the
 // linear layer, which are the means and then the log-variances. Matrices lie in blocks of 32 columns,
@@ -34,13 +38,11 @@ thread_local PriorRooms prior_rooms;
 
 // A linear layer of rows, and what is made of its vectors.
 template <typename Kind, typename Make>
-void layer(const void *blocks, int inputs, int columns, const float *rows, int64_t num_rows,
-           float *to, const Make &make) {
-  alignas(64) float sums[TILE * PRIOR_BLOCK];
-  int count = columns / PRIOR_BLOCK;
-  for (int number = 0; number < count; ++number) {
-    BlockOf<Kind, PRIOR_VECTORS> block(blocks, number, inputs, num_rows,
-                                       std::min(number + 1, count - 1));
+void layer(Team *team, const void *blocks, int inputs, int columns, const float *rows,
+           int64_t num_rows, float *to, const Make &make) {
+  share(team, columns / PRIOR_BLOCK, false, [&](int number, int next) {
+    alignas(64) float sums[TILE * PRIOR_BLOCK];
+    BlockOf<Kind, PRIOR_VECTORS> block(blocks, number, inputs, num_rows, next);
     for (int64_t first = 0; first < num_rows; first += TILE) {
       int some = std::min<int64_t>(TILE, num_rows - first);
       block.multiply(rows + first * inputs, inputs, some, sums);
@@ -51,16 +53,17 @@ void layer(const void *blocks, int inputs, int columns, const float *rows, int64
           _mm512_store_ps(to + (first + row) * columns + number * PRIOR_BLOCK + at, make(value));
         }
     }
-  }
+  });
 }
 
 template <typename Kind>
 void draw(const Prior &p, const Draws &draws) {
   float *hidden = prior_rooms.hidden.of(draws.rows * p.hidden);
   float *told = prior_rooms.told.of(draws.rows * p.columns);
-  layer<Kind>(p.of_context, p.context, p.hidden, draws.c, draws.rows, hidden,
+  Running running(false);
+  layer<Kind>(running.team, p.of_context, p.context, p.hidden, draws.c, draws.rows, hidden,
               [](Floats value) { return tanh(value); });
-  layer<Kind>(p.of_hidden, p.hidden, p.columns, hidden, draws.rows, told,
+  layer<Kind>(running.team, p.of_hidden, p.hidden, p.columns, hidden, draws.rows, told,
               [](Floats value) { return value; });
   const Floats half = _mm512_set1_ps(0.5f * LOG2_E), bound = _mm512_set1_ps(p.bound);
   for (int64_t row = 0; row < draws.rows; ++row) {
