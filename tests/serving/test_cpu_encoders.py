@@ -82,14 +82,16 @@ def test_a_vector_has_the_same_bits_alone_and_beside_others_with_and_without_hel
     assert np.array_equal(alone[0], contexts[7])
 
 
+@ALONE_OR_HELPED
 @pytest.mark.parametrize("units", [7, 16, 40])
-def test_two_directions_at_once_come_to_what_each_comes_to_alone(units):
+def test_two_directions_together_come_to_what_each_comes_to_alone(units, cores):
     rng = np.random.default_rng(units)
     shapes = ((2, 3 * units, 9), (2, 3 * units, units), (2, 6 * units))
     weights = [rng.standard_normal(shape, np.float32) for shape in shapes]
     rows = [rng.standard_normal((length, 9), np.float32) for length in (1, 4, 2)]
     lengths, both = np.array([1, 4, 2]), np.empty((3, 2 * units), np.float32)
     cpu_encoder._CpuGru(cpu_library(), *weights).run(np.concatenate(rows), None, lengths, both)
+    cpu_library().allow(1)
     turned = [row[::-1] for row in rows]
     for way, told in enumerate((rows, turned)):
         alone = np.full((3, units + 5), 8, np.float32)
