@@ -96,7 +96,7 @@ class CpuPrior:
         off = (np.abs(got - expected) / np.maximum(np.abs(expected), 1)).max(axis=1)
         least_off = peaks[~(off < _TOLERANCE)].min(initial=np.inf)
         bound = float(peaks[peaks < least_off].max(initial=0.0))
-        if not bound >= np.median(peaks[:_ROWS]):
+        if not bound >= np.sort(peaks[:_ROWS])[_ROWS // 2]:  # np.median loads all of numpy.ma
             raise NotFused(f"they differ from its prior by {off.max():.2g}")
         return bound
 
