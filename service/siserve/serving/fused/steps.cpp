@@ -255,6 +255,7 @@ class Run {
     share(team_, d_.units / LANES, false, [&](int tile, int next) {
       alignas(64) Sum sums[TILE * GATE_VECTORS * LANES];
       Block<GATE_VECTORS> block(d_.gates, tile, groups_, active_->size(), next);
+      int ahead = (next - tile) * LANES;  // what the next tile reads of a row, from afar
       for (size_t first = 0; first < active_->size(); first += TILE) {
         int count = std::min<size_t>(TILE, active_->size() - first);
         multiply(first, count, block, sums);
@@ -262,12 +263,14 @@ class Run {
           Row &row = rows_[(*active_)[first + each]];
           const Sum *own = sums + each * GATE_VECTORS * LANES;
           const float *word = d_.of_words + row.token * 3 * d_.units + tile * LANES;
+          float *state = row.state + tile * LANES;
           Floats from_word[3], from_state[3];
           for (int gate = 0; gate < 3; ++gate) {
             from_word[gate] = _mm512_load_ps(word + gate * d_.units);
             from_state[gate] = value_of(block, row, own, gate);
+            _mm_prefetch((const char *)(word + gate * d_.units + ahead), _MM_HINT_T0);
           }
-          float *state = row.state + tile * LANES;
+          _mm_prefetch((const char *)(state + ahead), _MM_HINT_T0);
           _mm512_store_ps(state, gru_step(from_word, from_state, _mm512_load_ps(state)));
         }
       }
@@ -499,9 +502,9 @@ class Run {
       own.token = word;
       chunk_.tokens[place] = word;
       chunk_.log_probs[place] = logit - (most[row] + std::log(totals[row]));
-      const float *adds = d_.of_words + word * 3 * d_.units;  // what the next step reads, from afar
-      for (int number = 0; number < 3 * d_.units; number += LANES)
-        _mm_prefetch((const char *)(adds + number), _MM_HINT_T0);
+      const float *adds = d_.of_words + word * 3 * d_.units;  // what the next step reads first, from afar
+      for (int gate = 0; gate < 3; ++gate)
+        _mm_prefetch((const char *)(adds + gate * d_.units), _MM_HINT_T0);
     }
   }
 
