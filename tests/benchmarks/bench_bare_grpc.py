@@ -1,4 +1,4 @@
-"""What gRPC's asyncio server takes of a call that it echoes: no server built on it takes less.
+"""What gRPC's asyncio server takes for a call that it echoes: no server built on it takes less.
 
     python tests/benchmarks/bench_bare_grpc.py [--clients 16,1] [--pause-ms 0] [--rounds 3]
 
@@ -107,7 +107,9 @@ def main() -> None:
                 cpu = 1e3 * (_spent(end) - before) / len(taken)
             rounds.append((len(taken) / options.seconds, cpu, statistics.median(taken)))
         rate, cpu, p50 = (statistics.median(each) for each in zip(*rounds, strict=True))
-        print(f"{clients} client(s): {rate:.0f} calls/s, {cpu:.2f} ms of the server, p50 {p50:.2f}")
+        print(
+            f"{clients} client(s): {rate:.0f} calls/s, {cpu:.2f} ms of the server, p50 {p50:.2f} ms"
+        )
 
 
 if __name__ == "__main__":

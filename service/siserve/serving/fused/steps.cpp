@@ -502,7 +502,7 @@ class Run {
       own.token = word;
       chunk_.tokens[place] = word;
       chunk_.log_probs[place] = logit - (most[row] + std::log(totals[row]));
-      const float *adds = d_.of_words + word * 3 * d_.units;  // what the next step reads first, from afar
+      const float *adds = d_.of_words + word * 3 * d_.units;  // the next step reads it, from afar
       for (int gate = 0; gate < 3; ++gate)
         _mm_prefetch((const char *)(adds + gate * d_.units), _MM_HINT_T0);
     }
