@@ -71,11 +71,14 @@ class CpuMachine:
     def fill(self, address: int, values: np.ndarray) -> None:
         ctypes.memmove(address, values.ctypes.data, values.nbytes)
 
+    def read(self, values: np.ndarray, address: int) -> None:
+        ctypes.memmove(values.ctypes.data, address, values.nbytes)
+
     def copy_in(self, address: int, values: np.ndarray) -> None:
         self.fill(address, values)
 
     def copy_out(self, values: np.ndarray, address: int) -> None:
-        ctypes.memmove(values.ctypes.data, address, values.nbytes)
+        self.read(values, address)
 
     def launch(self, kernel, grid, threads, addresses, rows):
         values = [*(ctypes.c_void_p(address) for address in addresses), ctypes.c_int(rows)]

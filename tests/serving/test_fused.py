@@ -13,11 +13,13 @@ from siserve.serving.fused.loading import NotFused, load_fused
 from siserve.serving.fused.tapes import fused_tapes, kernel_source
 from siserve.serving.fused.weights import DecoderWeights
 from siserve.serving.recorded import RecordedDecoder
+from siserve.serving.rows import RowTable
 from siserve.serving.sessions import load_sessions
 from wide_decoder import Wide, weights_of
 
 from .test_engine import Records, generate, replaced, varied_job
 from .test_recorded import chunk
+from .test_rows import all_ended
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler to run the kernels by")
 
@@ -45,6 +47,7 @@ def exact(bundle, graphs, tmp_path_factory):
 
 
 BY_STEP = ("uniform", "forced")
+PLAYED = {"turns": 14, "most": 44, "num_steps": UNROLLED_STEPS, "top_k": 1}
 
 
 @pytest.mark.parametrize("rows", [1, 8, 9, 16, 31])
@@ -112,6 +115,48 @@ def test_an_engine_answers_by_it_as_by_the_other(fused, graphs, manifest):
         engine.stop()
     same = [mine == others for mine, others in zip(*said, strict=True)]
     assert np.mean(same) >= 0.9
+
+
+@pytest.fixture(scope="module")
+def of_few(fused, graphs, manifest):
+    """Takes many rows in several runs."""
+    tapes = {count: fused._tapes[count] for count in (8, 16)}
+    return RecordedDecoder(tapes, graphs.exact_decoder, manifest.tokens)
+
+
+@pytest.fixture(scope="module")
+def ended_without_a_seat(of_few, manifest):
+    return list(all_ended(RowTable(manifest), manifest, of_few, **PLAYED))
+
+
+def test_states_that_stay_on_the_device_are_those_that_would_come_and_go(
+    of_few, manifest, ended_without_a_seat
+):
+    seat, num_rows = of_few.seat(), []
+    table = RowTable(manifest, seat.no_states)
+
+    class Seen:
+        def run(self, inputs):
+            num_rows.append(len(inputs["token"]))
+            return seat.run(inputs)
+
+    assert list(all_ended(table, manifest, Seen(), **PLAYED)) == ended_without_a_seat
+    assert sum(map(len, ended_without_a_seat)) > 40
+    assert max(num_rows) > 2 * 16 and min(num_rows) < 16  # in several runs and in one
+
+
+def test_who_has_a_seat_is_not_disturbed_by_others(of_few, manifest, ended_without_a_seat):
+    tables = []
+    for _ in range(2):
+        seat = of_few.seat()
+        table = RowTable(manifest, seat.no_states)
+        tables.append(all_ended(table, manifest, seat, **PLAYED))
+    ahead = [next(tables[1])]
+    for expected in ended_without_a_seat:
+        of_few.run(chunk(manifest, np.random.default_rng(0), 3))  # whose states come and go
+        assert next(tables[0]) == expected
+        ahead.append(next(tables[1], None))
+    assert ahead == [*ended_without_a_seat, None]
 
 
 @pytest.fixture(scope="module")

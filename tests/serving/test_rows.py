@@ -69,6 +69,25 @@ def test_a_row_at_its_limit_is_cut_there_whatever_the_chunk_said_after_it(table,
     assert len(table) == 0
 
 
+def all_ended(table, manifest, decoder, turns=60, most=8, num_steps=None, top_k=20):
+    """Let rows come, be given up and end; tell of each chunk which ended."""
+    dice = np.random.default_rng(5)
+    for turn in range(turns):
+        if turn < turns * 5 // 12:
+            count = int(dice.integers(1, most + 1))
+            new = new_rows(manifest, turn, count, limit=int(dice.integers(1, 30)))
+            drawn = {
+                name: dice.random(getattr(new, name).shape, np.float32)
+                for name in ("c", "z", "uniform", "temperature")
+            }
+            table.add(replace(new, **drawn, top_k=dice.integers(0, top_k, count)))
+        if turn % 7 == 3:
+            table.remove([turn - 2])
+        steps = num_steps or int(dice.integers(1, 17))
+        if len(table):
+            yield table.take_steps(decoder, steps)
+
+
 @pytest.mark.skipif(bool(REASON), reason=f"no kernels for CPUs here: {REASON}")
 def test_kernels_do_to_rows_where_they_lie_what_the_table_does(bundle, manifest):
     decoders = load_sessions(open_bundle(bundle), "cpu", 1, precision="int8")
@@ -80,24 +99,10 @@ def test_kernels_do_to_rows_where_they_lie_what_the_table_does(bundle, manifest)
         def run(self, inputs):
             return decoders.decoder.run(inputs)
 
-    def all_ended(decoder):
-        dice, table = np.random.default_rng(5), RowTable(manifest)
-        for turn in range(60):
-            if turn < 25:
-                count = int(dice.integers(1, 9))
-                new = new_rows(manifest, turn, count, limit=int(dice.integers(1, 30)))
-                drawn = {
-                    name: dice.random(getattr(new, name).shape, np.float32)
-                    for name in ("c", "z", "uniform", "temperature")
-                }
-                table.add(replace(new, **drawn, top_k=dice.integers(0, 20, count)))
-            if turn % 7 == 3:
-                table.remove([turn - 2])
-            steps = int(dice.integers(1, 17))
-            if len(table):
-                yield table.take_steps(decoder, steps)
-
-    in_place, apart = list(all_ended(decoders.decoder)), list(all_ended(Told()))
+    in_place, apart = (
+        list(all_ended(RowTable(manifest), manifest, decoder))
+        for decoder in (decoders.decoder, Told())
+    )
     assert sum(map(len, in_place)) > 80
     assert any(each.row.ended for ended in in_place for each in ended)
     assert any(not each.row.ended for ended in in_place for each in ended)

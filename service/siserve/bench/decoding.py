@@ -1,10 +1,10 @@
 """Decode a fixed number of steps through the decoder that the engine runs, in the engine's chunks.
 
 Rows are free: each takes the token that it draws at temperature 1. A row that ended within a chunk
-goes on after it with some word. Within the chunk a decoder may have no more work with it, so the
-time is told for as many steps as were alive: what it took, times all steps over those. The
-contexts' encoding is not timed; the numbers that tokens are drawn by are, which are drawn at once,
-as the engine draws them.
+goes on after it with some word. Within the chunk kernels on a CPU have no more work with it, so
+their time is told for as many steps as were alive: what it took, times all steps over those. Other
+decoders work as much for rows that ended. The contexts' encoding is not timed; the numbers that
+tokens are drawn by are, which are drawn at once, as the engine draws them.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from siserve.bundle.manifest import Manifest
 from siserve.bundle.tensors import WEIGHTS_FILE
 from siserve.bundle.verify import Bundle
 from siserve.serving import noise
+from siserve.serving.fused.cpu import CpuDecoder
 from siserve.serving.sessions import AnyArray, Sessions
 
 __all__ = ["Decoding", "step_work"]
@@ -43,7 +44,8 @@ class Decoding:
 
     def __init__(self, sessions: Sessions, manifest: Manifest, rows: int) -> None:
         """Encode one context and draw a latent for each row."""
-        self._decoder = sessions.decoder
+        seat = sessions.seat(None)
+        self._decoder = seat or sessions.decoder
         self._end = manifest.tokens.end
         special = set(manifest.tokens.model_dump().values())
         self._word = next(id_ for id_ in range(manifest.sizes.vocabulary) if id_ not in special)
@@ -52,7 +54,11 @@ class Decoding:
         c = np.repeat(_encode(sessions, manifest, self._word), rows, axis=0)  # (R, C)
         eps_z = noise.normals(_SEED, self._rows, manifest.sizes.prior_noise)
         (z,) = sessions.prior.run({"c": c, "eps_z": eps_z})
-        self._state = np.zeros((rows, manifest.sizes.state), dtype=np.float32)
+        self._state = (
+            np.zeros((rows, 1), np.int32)
+            if seat
+            else np.zeros((rows, manifest.sizes.state), np.float32)
+        )
         self._first = np.full(rows, manifest.tokens.start)
         self._given: dict[str, AnyArray] = {
             "c": c,
@@ -73,7 +79,10 @@ class Decoding:
             has_ended = tokens == self._end
             alive += has_ended.size - int(has_ended[:-1].sum())  # the step that ends a row is one
             token = np.where(has_ended[-1], self._word, tokens[-1])
-        return (time.perf_counter() - started) * steps * len(self._rows) / alive
+        seconds = time.perf_counter() - started
+        if isinstance(self._decoder, CpuDecoder):
+            seconds *= steps * len(self._rows) / alive
+        return seconds
 
     def _inputs(
         self, token: NDArray[np.int64], state: AnyArray, uniform: NDArray[np.float32]

@@ -6,14 +6,15 @@ ones, and those with top-k or top-p unless the tapes narrow) go through the deco
 whoever is beside them, so that a row's way depends on its own request alone.
 
 A tape of `session_tapes` is a recording of decoder_unrolled.onnx, which onnxruntime makes; one of
-`siserve.serving.fused` a recording of kernels of our own.
+`siserve.serving.fused` a recording of kernels of our own. These can leave the rows' states on the
+device from one run to the next, in a seat of the caller's own.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import onnxruntime
@@ -23,7 +24,7 @@ from siserve.bundle.manifest import Manifest, Tokens
 from siserve.bundle.tensors import DECODER, DECODER_UNROLLED, UNROLLED_STEPS, Tensor
 from siserve.serving.graphs import AnyArray, Runs, at_rows, place_of_rows
 
-__all__ = ["COUNTS", "RecordedDecoder", "Tape", "session_tapes"]
+__all__ = ["COUNTS", "HoldingTape", "RecordedDecoder", "Seat", "Tape", "session_tapes"]
 
 #: Rows of a run; a batch is filled up to the next of them.
 COUNTS = (8, 16, 32, 64, 128, 256, 320, 384, 512, 1024, 2048, 4096)
@@ -45,6 +46,31 @@ class Tape(Protocol):
         """Run rows, those that are missing as ended ones; return copies of their results."""
 
 
+@runtime_checkable
+class HoldingTape(Tape, Protocol):
+    """A tape that leaves states on the device, if it is asked to; all of a decoder do or none.
+
+    Attributes:
+        bytes_of_state: what a row's state takes there.
+    """
+
+    @property
+    def bytes_of_state(self) -> int: ...
+
+    def room_for(self, rows: int) -> int:
+        """Return the address of new memory for the states of so many rows."""
+
+    def run_held(
+        self,
+        inputs: Mapping[str, AnyArray],
+        tokens: Tokens,
+        places: NDArray[np.int32],
+        before: int,
+        after: int,
+    ) -> Sequence[AnyArray]:
+        """Run rows whose states lie at their places from `before`; the new ones go to `after`."""
+
+
 class RecordedDecoder:
     """Answers as decoder.onnx does; several threads may share it.
 
@@ -52,18 +78,24 @@ class RecordedDecoder:
         tapes: by their rows. They may share memory: one runs at a time.
         other: the decoder with a loop.
         tokens: ids of the special tokens.
-        is_fused: whether the tapes are of siserve's own kernels.
     """
 
-    def __init__(
-        self, tapes: Mapping[int, Tape], other: Runs, tokens: Tokens, is_fused: bool = False
-    ) -> None:
+    def __init__(self, tapes: Mapping[int, Tape], other: Runs, tokens: Tokens) -> None:
         self._other = other
         self._tokens = tokens
         self._lock = threading.Lock()
         self._tapes = dict(sorted(tapes.items()))
         self._narrows = all(tape.narrows for tape in tapes.values())
-        self.is_fused = is_fused
+
+    @property
+    def is_fused(self) -> bool:
+        """Whether the tapes are of siserve's own kernels."""
+        return all(isinstance(tape, HoldingTape) for tape in self._tapes.values())
+
+    def seat(self) -> Seat | None:
+        """Make a seat for one caller; None if the tapes hold no states."""
+        tapes = {n: tape for n, tape in self._tapes.items() if isinstance(tape, HoldingTape)}
+        return Seat(tapes, self._lock, self._tokens) if tapes else None
 
     def warm_up(self) -> None:
         """Run every count, twice where the first run records."""
@@ -90,9 +122,74 @@ class RecordedDecoder:
         return _joined(answers, len(is_plain))
 
     def _replay(self, inputs: Mapping[str, AnyArray]) -> Sequence[AnyArray]:
-        count = next(each for each in self._tapes if each >= len(inputs["token"]))
         with self._lock:
-            return self._tapes[count].run(inputs, self._tokens)
+            return _fitting(self._tapes, len(inputs["token"])).run(inputs, self._tokens)
+
+
+class Seat:
+    """Decodes as a RecordedDecoder, for one caller, whose rows' states stay on the device.
+
+    What stands for a row's state, before and after a run, is its place among the rows of the last
+    run, (R, 1). So a caller moves places about as it would move states. Rows may be narrow, but
+    none may be forced.
+
+    Args:
+        tapes: by their rows, the fewest first.
+        lock: held while a tape runs.
+        tokens: ids of the special tokens.
+    """
+
+    #: Of no row.
+    no_states: NDArray[np.int32] = np.zeros((0, 1), np.int32)
+
+    def __init__(
+        self, tapes: Mapping[int, HoldingTape], lock: threading.Lock, tokens: Tokens
+    ) -> None:
+        self._tapes, self._lock, self._tokens = tapes, lock, tokens
+        self._largest = max(tapes)
+        with lock:
+            self._before, self._after = self._room(self._largest), self._room(self._largest)
+
+    def run(self, inputs: Mapping[str, AnyArray]) -> Sequence[AnyArray]:
+        """Return tokens (K, R), log-probs (K, R) and places (R, 1)."""
+        places = inputs["state"][:, 0]
+        rows = len(places)
+        firsts = range(0, rows, self._largest)
+        with self._lock:
+            if self._after.rows < self._largest * len(firsts):
+                self._after = self._room(self._largest * len(firsts))
+            answers = [self._replay(inputs, places, first) for first in firsts]
+        self._before, self._after = self._after, self._before
+        if len(answers) > 1:
+            answers = [[np.concatenate(told, axis=1) for told in zip(*answers, strict=True)]]
+        return [*answers[0], np.arange(rows, dtype=np.int32)[:, None]]
+
+    def _replay(
+        self, inputs: Mapping[str, AnyArray], places: NDArray[np.int32], first: int
+    ) -> Sequence[AnyArray]:
+        part = slice(first, first + self._largest)
+        tape = _fitting(self._tapes, len(places[part]))
+        after = self._after.address + first * tape.bytes_of_state
+        told = at_rows(inputs, part)
+        return tape.run_held(told, self._tokens, places[part], self._before.address, after)
+
+    def _room(self, rows: int) -> _Room:
+        return _Room(self._tapes[self._largest].room_for(rows), rows)
+
+
+class _Room(NamedTuple):
+    """The device's memory for the states of so many rows."""
+
+    address: int
+    rows: int
+
+
+_AnyTape = TypeVar("_AnyTape", bound=Tape)
+
+
+def _fitting(tapes: Mapping[int, _AnyTape], rows: int) -> _AnyTape:
+    """Return the smallest tape for so many rows."""
+    return next(tape for count, tape in tapes.items() if count >= rows)
 
 
 def session_tapes(

@@ -73,15 +73,20 @@ class RowTable:
     """Rows of one worker: new ones are put behind the others, the last ones fill gaps.
 
     So what a chunk moves is a row for each that ended, not all that go on.
+
+    Args:
+        manifest: of the bundle.
+        no_states: states of no row, as the decoder takes and gives them; None = (0, H).
     """
 
-    def __init__(self, manifest: Manifest) -> None:
+    def __init__(self, manifest: Manifest, no_states: AnyArray | None = None) -> None:
         """Begin without rows."""
         self._tokens = manifest.tokens
-        self._sizes = manifest.sizes
         self._room = np.zeros(0, _record(manifest.limits.response_tokens))
         self._rows = self._room[:0]
-        self._state = np.zeros((0, manifest.sizes.state), np.float32)
+        if no_states is None:
+            no_states = np.zeros((0, manifest.sizes.state), np.float32)
+        self._state = no_states
         self._c = np.zeros((0, manifest.sizes.context), np.float32)
         self._z = np.zeros((0, manifest.sizes.latent), np.float32)
         self._most_steps = manifest.limits.response_tokens
@@ -104,8 +109,8 @@ class RowTable:
         fresh["token"], fresh["tokens"] = self._tokens.start, self._tokens.end
         fresh["uniform"][:, :steps] = new.uniform
         self._rows = self._room[:stop]
-        state = np.zeros((count, self._sizes.state), np.float32)
-        self._state = np.concatenate([self._state, state])
+        fresh_states = np.zeros((count, self._state.shape[1]), self._state.dtype)
+        self._state = np.concatenate([self._state, fresh_states])
         self._c[first:stop], self._z[first:stop] = new.c, new.z
 
     def take_steps(self, decoder: Runs, num_steps: int) -> list[Ended]:
@@ -144,7 +149,7 @@ class RowTable:
         Args:
             tokens: (K, R).
             log_probs: (K, R).
-            state: (R, H); it is the table's from now on.
+            state: (R, H), or what stands for it; it is the table's from now on.
         """
         rows, places = self._rows, self._places(len(tokens))
         rows["tokens"][places], rows["log_probs"][places] = tokens.T, log_probs.T

@@ -36,7 +36,7 @@ from siserve.serving.fused.loading import (
     load_prior_on_cpu,
 )
 from siserve.serving.graphs import AnyArray, GraphSession, Runs
-from siserve.serving.recorded import COUNTS, RecordedDecoder, session_tapes
+from siserve.serving.recorded import COUNTS, RecordedDecoder, Seat, session_tapes
 
 __all__ = [
     "AnyArray",
@@ -112,6 +112,15 @@ class Sessions:
         if isinstance(self.decoder, CpuDecoder):
             return max(_CHUNK_STEPS, min(_MOST_STEPS, _ROWS_AND_STEPS // max(1, num_rows)))
         return _CHUNK_STEPS
+
+    def seat(self, chunk_steps: int | None) -> Seat | None:
+        """Make a seat for one worker that takes so many steps at a time, None = `chunk_steps`'s.
+
+        None if the decoder has none: its rows' states come and go with each run.
+        """
+        if isinstance(self.decoder, RecordedDecoder) and chunk_steps in (None, UNROLLED_STEPS):
+            return self.decoder.seat()
+        return None
 
     def occupy(self, change: int) -> None:
         """Tell that one more worker has work (1), or one less (-1), whose core others may take."""

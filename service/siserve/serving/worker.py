@@ -52,7 +52,9 @@ class Worker:
         self._encoder = encoder
         self._jobs = jobs
         self._chunk_steps = chunk_steps
-        self._rows = RowTable(manifest)
+        seat = sessions.seat(chunk_steps)
+        self._decoder = seat or sessions.decoder
+        self._rows = RowTable(manifest, seat.no_states if seat else None)
         self._flights: dict[int, Flight] = {}
         self._scorings: list[Scoring] = []
         self._numbers = count()
@@ -175,7 +177,7 @@ class Worker:
         num_rows, started = len(self._rows), time.perf_counter()
         try:
             steps = self._chunk_steps or self._sessions.chunk_steps(num_rows)
-            ended = self._rows.take_steps(self._sessions.decoder, steps)
+            ended = self._rows.take_steps(self._decoder, steps)
         except Exception as error:  # the jobs fail, the engine goes on
             _log.exception("decoding failed")
             self._rows.clear()

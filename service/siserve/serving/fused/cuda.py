@@ -98,9 +98,16 @@ class CudaMachine:
         return np.ctypeslib.as_array(content)
 
     def fill(self, address: int, values: NDArray[Any]) -> None:
-        """Write to the device's memory, now."""
+        """Write to the device's memory, in turn, and wait."""
         self._enter()
-        _call(driver.cuMemcpyHtoD, address, values.ctypes.data, values.nbytes)
+        _call(driver.cuMemcpyHtoDAsync, address, values.ctypes.data, values.nbytes, self._stream)
+        _call(driver.cuStreamSynchronize, self._stream)
+
+    def read(self, values: NDArray[Any], address: int) -> None:
+        """Read from the device's memory, in turn, and wait."""
+        self._enter()
+        _call(driver.cuMemcpyDtoHAsync, values.ctypes.data, address, values.nbytes, self._stream)
+        _call(driver.cuStreamSynchronize, self._stream)
 
     def copy_in(self, address: int, values: NDArray[np.uint8]) -> None:
         """Copy from the host's memory to the device's, in turn."""

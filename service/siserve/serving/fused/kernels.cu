@@ -43,11 +43,11 @@ __device__ __forceinline__ float stretch_of(float temperature) {
   return temperature <= 0.0f ? 1.0f : 1.0f / fmaxf(temperature, LEAST_TEMPERATURE);
 }
 
-// States before the run: of rows that start the first state, [c z] times a matrix; of others what
-// is given, (rows, MODEL_UNITS). A block has eight rows and as many units as threads.
-extern "C" __global__ void begin(const int *tokens, const float *given, const float *c,
-                                 const float *z, const float *kernel, const float *bias,
-                                 float *states, int rows) {
+// States before the run: of rows that start the first state, [c z] times a matrix; of others that at
+// their places in held[0], (places, MODEL_UNITS). A block has eight rows and as many units as threads.
+extern "C" __global__ void begin(const int *tokens, const int *places, const float *const *held,
+                                 const float *c, const float *z, const float *kernel,
+                                 const float *bias, float *states, int rows) {
   __shared__ float conditions[8 * (CONTEXT + LATENT)];  // (CONTEXT + LATENT, 8)
   int first = 8 * blockIdx.y, unit = blockIdx.x * blockDim.x + threadIdx.x;
   if (first >= rows) return;
@@ -73,17 +73,18 @@ extern "C" __global__ void begin(const int *tokens, const float *given, const fl
   for (int row = 0; row < 8; ++row) {
     float state = 0.0f;
     if (unit < MODEL_UNITS)
-      state = tokens[first + row] == START ? sums[row] + bias[unit]
-                                           : given[(first + row) * MODEL_UNITS + unit];
+      state = tokens[first + row] == START
+                  ? sums[row] + bias[unit]
+                  : held[0][(size_t)places[first + row] * MODEL_UNITS + unit];
     states[place_of(first + row, unit)] = state;
   }
 }
 
-// States after the run, (rows, MODEL_UNITS). A block has one row.
-extern "C" __global__ void finish(const float *states, float *taken, int rows) {
+// States after the run go to held[1], (rows, MODEL_UNITS). A block has one row.
+extern "C" __global__ void finish(const float *states, float *const *held, int rows) {
   if (blockIdx.x >= rows) return;
   for (int unit = threadIdx.x; unit < MODEL_UNITS; unit += blockDim.x)
-    taken[blockIdx.x * MODEL_UNITS + unit] = states[place_of(blockIdx.x, unit)];
+    held[1][blockIdx.x * MODEL_UNITS + unit] = states[place_of(blockIdx.x, unit)];
 }
 
 // A step of the GRU: 16 units and 8 * TILES rows a block. `of_words` is what each word adds to the

@@ -64,7 +64,7 @@ def load_fused(
     try:
         machine = (make_machine or CudaMachine)(*kernel_source(layout))
         tapes = fused_tapes(machine, layout, counts)
-        fused = RecordedDecoder(tapes, other, bundle.manifest.tokens, is_fused=True)
+        fused = RecordedDecoder(tapes, other, bundle.manifest.tokens)
         _hold_against(fused, other, bundle.manifest)
     except RuntimeError as error:  # CudaError, and what the bindings raise without CUDA's libraries
         raise NotFused((str(error).strip().splitlines() or [type(error).__name__])[0]) from None

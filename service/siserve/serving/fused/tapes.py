@@ -22,6 +22,8 @@ _STEPS = UNROLLED_STEPS
 _FEW = 16  # rows up to which the kernels for few rows run
 _BLOCK_OF_WORDS = 64  # BLOCK in kernels.cu
 _NUM_BYTES = 4  # of a number, whatever its kind
+_OF_STARTS = ("c", "z")  # what rows that start need
+_OF_ROWS = ("token", "temperature", "top_k", "top_p", "uniform")  # what all rows need
 
 
 class Machine(Protocol):
@@ -34,7 +36,10 @@ class Machine(Protocol):
         """Return new memory of the host that the device reads and writes."""
 
     def fill(self, address: int, values: NDArray[Any]) -> None:
-        """Write to the device's memory, now."""
+        """Write to the device's memory, in turn, and wait."""
+
+    def read(self, values: NDArray[Any], address: int) -> None:
+        """Read from the device's memory, in turn, and wait."""
 
     def copy_in(self, address: int, values: NDArray[np.uint8]) -> None:
         """Copy from the host's memory to the device's, in turn."""
@@ -73,6 +78,7 @@ class _Desk:
     Attributes:
         given, taken: what a run is given, and what it gives, each in one piece.
         host_given, host_taken: the same in the host's memory.
+        held: states before and after a run whose caller has them with the host, (R, H) each.
         states: of the rows, twice: a step reads one and writes the other.
         kept: logits, (R, W).
         masses: of blocks of words, four numbers each, (R, W / 64, 4).
@@ -89,6 +95,7 @@ class _Desk:
     taken: int
     host_given: NDArray[np.uint8]
     host_taken: NDArray[np.uint8]
+    held: tuple[int, int]
     states: tuple[int, int]
     kept: int
     masses: int
@@ -104,7 +111,7 @@ class _Desk:
 
         units, words = layout.constants["UNITS"], layout.constants["WORDS"]
         given = _num_bytes(_given_shapes(layout, rows))
-        taken = _num_bytes(_taken_shapes(layout, rows))
+        taken = _num_bytes(_taken_shapes(rows))
         of_row = _NUM_BYTES * rows
         return cls(
             first_kernel=loaded(layout.first_kernel),
@@ -118,6 +125,7 @@ class _Desk:
             taken=machine.memory(taken),
             host_given=machine.host_memory(given),
             host_taken=machine.host_memory(taken),
+            held=(_room_for(machine, layout, rows), _room_for(machine, layout, rows)),
             states=(machine.memory(of_row * units), machine.memory(of_row * units)),
             kept=machine.memory(of_row * words),
             masses=machine.memory(4 * of_row * (words // _BLOCK_OF_WORDS)),
@@ -133,18 +141,27 @@ class FusedTape:
         """Record it, with and without c and z, which starting rows alone need, and narrow rows."""
         assert count % (8 if count <= _FEW else 32) == 0, count
         self._machine, self._layout, self._desk, self._count = machine, layout, desk, count
-        given, taken = _given_shapes(layout, count), _taken_shapes(layout, count)
+        given, taken = _given_shapes(layout, count), _taken_shapes(count)
         self._given = _views(desk.host_given, given)
         self._taken = _views(desk.host_taken, taken)
         self._place = dict(zip(given, _offsets(given, desk.given), strict=True))
         self._place |= zip(taken, _offsets(taken, desk.taken), strict=True)
-        of_start = _num_bytes({name: given[name] for name in ("c", "z")})
+        of_start = _num_bytes({name: given[name] for name in _OF_STARTS})
         sizes = {True: _num_bytes(given), False: _num_bytes(given) - of_start}
         self._runs = {
             (starts, narrow): machine.record(partial(self._work, sizes[starts], narrow))
             for starts in (True, False)
             for narrow in (True, False)
         }
+
+    @property
+    def bytes_of_state(self) -> int:
+        """What a row's state takes of the device's memory."""
+        return _NUM_BYTES * self._layout.constants["MODEL_UNITS"]
+
+    def room_for(self, rows: int) -> int:
+        """Return the address of new memory for the states of so many rows."""
+        return _room_for(self._machine, self._layout, rows)
 
     def run(self, inputs: Mapping[str, AnyArray], tokens: Tokens) -> Sequence[AnyArray]:
         """Run rows, those that are missing as ended ones; return copies of their results.
@@ -156,18 +173,52 @@ class FusedTape:
         Returns:
             Tokens (K, R), log-probs (K, R) and states (R, H).
         """
+        before, after = self._desk.held
         rows = len(inputs["token"]) if inputs else 0
-        self._given["token"][rows:] = tokens.end
-        starts = bool(inputs) and bool((inputs["token"] == tokens.start).any())
-        for name, values in self._given.items():
-            if inputs and (starts or name not in ("c", "z")):
-                (values[:, :rows] if name == "uniform" else values[:rows])[:] = inputs[name]
-        narrow = bool(inputs) and bool((inputs["top_k"] > 0).any() or (inputs["top_p"] < 1).any())
-        self._runs[starts, narrow]()
+        if rows:
+            self._machine.fill(before, np.ascontiguousarray(inputs["state"], np.float32))
+        taken = self.run_held(inputs, tokens, np.arange(rows, dtype=np.int32), before, after)
+        states = np.zeros((rows, self._layout.constants["MODEL_UNITS"]), np.float32)
+        if rows:
+            self._machine.read(states, after)
+        return [*taken, states]
+
+    def run_held(
+        self,
+        inputs: Mapping[str, AnyArray],
+        tokens: Tokens,
+        places: NDArray[np.int32],
+        before: int,
+        after: int,
+    ) -> Sequence[AnyArray]:
+        """Run rows as `run` does, but states lie on the device and stay there.
+
+        Args:
+            inputs: of decoder.onnx; the states are not read.
+            tokens: ids of the special tokens.
+            places: of the rows' states at `before`, (R,); of a row that starts any there is.
+            before: address of states, (places, H).
+            after: address that has room for states of the tape's number of rows, which begin with
+                those of these rows.
+
+        Returns:
+            Tokens (K, R) and log-probs (K, R).
+        """
+        rows, given = len(places), self._given
+        given["held"].view(np.uint64)[:] = before, after
+        given["place"][:rows], given["place"][rows:] = places, 0
+        given["token"][rows:] = tokens.end
+        for name in _OF_ROWS if rows else ():
+            (given[name][:, :rows] if name == "uniform" else given[name][:rows])[:] = inputs[name]
+        starting = np.flatnonzero(given["token"] == tokens.start)
+        which = slice(rows) if len(starting) == rows else starting
+        for name in _OF_STARTS if len(starting) else ():
+            given[name][which] = inputs[name][which]  # of the others nobody reads them
+        narrow = bool(rows) and bool((inputs["top_k"] > 0).any() or (inputs["top_p"] < 1).any())
+        self._runs[len(starting) > 0, narrow]()
         return [
             self._taken["tokens"][:, :rows].astype(np.int64),
             self._taken["log_probs"][:, :rows].copy(),
-            self._taken["state_out"][:rows].copy(),
         ]
 
     def _work(self, given_bytes: int, narrow: bool) -> None:
@@ -176,7 +227,7 @@ class FusedTape:
         launch, units = self._machine.launch, layout.constants["UNITS"]
         self._machine.copy_in(desk.given, desk.host_given[:given_bytes])
         state, following = desk.states
-        read = [place[name] for name in ("token", "state", "c", "z")]
+        read = [place[name] for name in ("token", "place", "held", "c", "z")]
         read += [desk.first_kernel, desk.first_bias, state]
         launch("begin", (-(-units // 128), rows // 8), 128, read, rows)
         token = place["token"]
@@ -194,8 +245,8 @@ class FusedTape:
             launch("choose", (-(-rows // 4), 1), 128, chosen, rows)
             if narrow:
                 launch("choose_among_few", (rows, 1), 256, [*read, token, told], rows)
-        launch("finish", (rows, 1), 128, [state, place["state_out"]], rows)
-        taken = _num_bytes(_taken_shapes(layout, rows))
+        launch("finish", (rows, 1), 128, [state, place["held"]], rows)
+        taken = _num_bytes(_taken_shapes(rows))
         self._machine.copy_out(desk.host_taken[:taken], desk.taken)
 
     def _gru(self, addresses: Sequence[int]) -> None:
@@ -219,26 +270,31 @@ _Shapes = Mapping[str, tuple[type[np.generic], tuple[int, ...]]]
 
 
 def _given_shapes(layout: Layout, rows: int) -> _Shapes:
-    """What a run is given, in the order in which it lies in memory; c and z last."""
+    """What a run is given, in the order in which it lies in memory.
+
+    Two addresses, of states before and after, come first, which keeps them at multiples of 8; c and
+    z come last.
+    """
     told = layout.constants
     return {
+        "held": (np.int32, (4,)),
+        "place": (np.int32, (rows,)),
         "token": (np.int32, (rows,)),
         "temperature": (np.float32, (rows,)),
         "top_k": (np.int32, (rows,)),
         "top_p": (np.float32, (rows,)),
         "uniform": (np.float32, (_STEPS, rows)),
-        "state": (np.float32, (rows, told["MODEL_UNITS"])),
         "c": (np.float32, (rows, told["CONTEXT"])),
         "z": (np.float32, (rows, told["LATENT"])),
     }
 
 
-def _taken_shapes(layout: Layout, rows: int) -> _Shapes:
-    return {
-        "tokens": (np.int32, (_STEPS, rows)),
-        "log_probs": (np.float32, (_STEPS, rows)),
-        "state_out": (np.float32, (rows, layout.constants["MODEL_UNITS"])),
-    }
+def _taken_shapes(rows: int) -> _Shapes:
+    return {"tokens": (np.int32, (_STEPS, rows)), "log_probs": (np.float32, (_STEPS, rows))}
+
+
+def _room_for(machine: Machine, layout: Layout, rows: int) -> int:
+    return machine.memory(_NUM_BYTES * rows * layout.constants["MODEL_UNITS"])
 
 
 def _sizes(shapes: _Shapes) -> list[int]:
