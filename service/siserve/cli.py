@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
@@ -67,6 +68,10 @@ def run(arguments: Sequence[str]) -> int:
         print(f"siserve {__version__}")
         return 0
     command = arguments[0]
+    if command in _SERVING or command in _CLIENT:
+        # Before numpy is loaded: of its products a model's start has one, which threads that wait
+        # by spinning make no faster and twice as dear.
+        os.environ["OPENBLAS_NUM_THREADS"] = os.environ.get("OPENBLAS_NUM_THREADS") or "1"
     if command in _SERVING:
         return _run_room("siserve.serving.cli", arguments)
     if command in _CLIENT:

@@ -28,6 +28,16 @@ for module in pkgutil.walk_packages(siserve.__path__, "siserve."):
 print("loaded", *sorted({name.partition(".")[0] for name in sys.modules}), file=sys.stderr)
 """
 
+LIST_SERVER = """
+import os, sys
+from siserve.cli import run
+run(["serve", "--help"])
+import numpy
+print("threads", len(os.listdir("/proc/self/task")), os.environ["OPENBLAS_NUM_THREADS"])
+import siserve.serving.server
+print("loaded", *sorted(sys.modules))
+"""
+
 # Python runs a sitecustomize.py that it finds on its path before anything else.
 WITHOUT_TORCH = """
 import sys
@@ -79,6 +89,18 @@ def test_serve_help_leaves_the_heavy_libraries_unloaded() -> None:
     assert "siserve" in loaded
     heavy = {"torch", "transformers", "siserve_training", "onnxruntime", "grpc", "pydantic"}
     assert loaded & heavy == set()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads are counted in /proc")
+def test_a_server_starts_no_threads_of_numpy_and_loads_no_door_that_it_was_not_asked_for() -> None:
+    asked = python("-c", LIST_SERVER, OPENBLAS_NUM_THREADS="")
+    assert asked.returncode == 0, asked.stderr
+    threads, loaded = asked.stdout.splitlines()[-2:]
+    assert threads == "threads 1 1"
+    rare = ("http_door", "rpc_processes", "fused.cuda", "fused.tapes")
+    assert set(loaded.split()) & {"h11", *(f"siserve.serving.{name}" for name in rare)} == set()
+    told = python("-c", LIST_SERVER, OPENBLAS_NUM_THREADS="3").stdout
+    assert told.splitlines()[-2].endswith(" 3")  # who says how many gets them
 
 
 def test_importing_the_whole_service_leaves_torch_unloaded() -> None:

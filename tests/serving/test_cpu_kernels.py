@@ -320,6 +320,17 @@ def test_halves_are_widened_and_known_to_be_such_to_the_last_of_them():
     assert library.widened(finite) is finite
 
 
+def test_floats_are_narrowed_to_the_nearest_half():
+    library = cpu_library()
+    rng = np.random.default_rng(0)
+    floats = (rng.standard_normal((41, 37)) * 10.0 ** rng.integers(-9, 6, (41, 37))).astype("f4")
+    for some in (floats, floats.T, floats[:, ::3], floats[0, :15], floats[:0]):
+        with np.errstate(over="ignore"):
+            expected = some.astype(np.float16)
+        got = library.narrowed(some)
+        assert got.dtype == np.float16 and np.array_equal(got, expected)
+
+
 def test_a_cpu_without_their_instructions_is_told_by_the_first_of_them(monkeypatch):
     monkeypatch.setattr(native, "_cpu_flags", lambda: {"avx512f", "avx512bw"})
     with pytest.raises(NotFused, match="the CPU has no avx512dq"):

@@ -2,6 +2,8 @@
 
 import gc
 import platform
+import subprocess
+import sys
 import weakref
 
 import numpy as np
@@ -11,7 +13,7 @@ from siserve.client.answer import make_request, make_score_request
 from siserve.serving.dialog_model import DialogModel
 from siserve.serving.engine import Engine, EngineOptions
 from siserve.serving.loading import load_model
-from siserve.serving.memory import give_back
+from siserve.serving.memory import give_back, hold_little
 from siserve.serving.metrics import Metrics
 from siserve.serving.requests import RequestLimits
 from siserve.serving.sessions import Placement, Runs
@@ -29,9 +31,35 @@ def test_memory_that_was_freed_in_small_parts_goes_back():
     assert kept[0].sum() == 8000
 
 
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
+def test_large_arrays_of_a_thread_go_back_though_larger_ones_came_before():
+    code = """
+import sys, threading
+import numpy as np, psutil
+from siserve.serving.memory import give_back, hold_little
+def use():
+    for megabytes in (24, 20, 16, 12):
+        np.ones(megabytes << 20, np.uint8)
+if sys.argv[1] == "little":
+    hold_little()
+before = psutil.Process().memory_info().rss
+thread = threading.Thread(target=use)
+thread.start()
+thread.join()
+give_back()
+print(psutil.Process().memory_info().rss - before)
+"""
+    kept = {
+        how: int(subprocess.check_output([sys.executable, "-c", code, how]))
+        for how in ("little", "much")
+    }
+    assert kept["little"] < 4 << 20 < 12 << 20 < kept["much"]
+
+
 def test_another_c_library_is_no_error(monkeypatch):
     monkeypatch.setattr("ctypes.CDLL", lambda name: object())
     give_back()
+    hold_little()
 
 
 def test_a_model_that_was_stopped_is_let_go_of_at_once(bundle):

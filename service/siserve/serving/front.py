@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import grpc
 from grpc_health.v1 import health
@@ -17,8 +18,6 @@ from siserve.serving.calls import OpenCalls
 from siserve.serving.doors import ADMIN, DIALOG, Hall, Overflow, service_handler
 from siserve.serving.gate import Gate, ReflectionGuard, reflection_handler
 from siserve.serving.health import add_health
-from siserve.serving.http_door import HttpDoor
-from siserve.serving.http_routes import Routes
 from siserve.serving.keys import Keyring
 from siserve.serving.library import Library
 from siserve.serving.metrics import CallMetrics
@@ -26,6 +25,9 @@ from siserve.serving.options import ServerOptions, join_address
 from siserve.serving.servicer import DialogServicer
 from siserve.serving.tls import Certificate, Handshakes, server_credentials
 from siserve.serving.tracing import Tracing
+
+if TYPE_CHECKING:
+    from siserve.serving.http_door import HttpDoor
 
 __all__ = ["Front"]
 
@@ -61,10 +63,9 @@ class Front:
         meet = self._handshakes.meet if options.tls else None
         self.tell = add_health(self._server, meet)
         self._calls = OpenCalls()
-        hall = Hall(metrics, self._calls, gate, self._tracing, options.exemplars, meet)
-        self._servicers = _add_services(self._server, options, hall)
-        routes = Routes(self._servicers, hall)
-        self._door = HttpDoor(routes, options.connections, options.message_bytes)
+        self._hall = Hall(metrics, self._calls, gate, self._tracing, options.exemplars, meet)
+        self._servicers = _add_services(self._server, options, self._hall)
+        self._door: HttpDoor | None = None
 
     async def begin(self) -> None:
         """Answer: health at once, calls by a refusal before there are servicers."""
@@ -108,13 +109,19 @@ class Front:
     async def stop(self) -> None:
         """End what is still open."""
         await self._server.stop(0)
-        await self._door.close()
+        if self._door is not None:
+            await self._door.close()
         if self._tracing is not None:
             await asyncio.to_thread(self._tracing.stop)
             self._tracing = None
 
     async def _open_http(self, port: int) -> None:
+        from siserve.serving.http_door import HttpDoor  # late: most servers have none
+        from siserve.serving.http_routes import Routes
+
         options = self._options
+        routes = Routes(self._servicers, self._hall)
+        self._door = HttpDoor(routes, options.connections, options.message_bytes)
         certificate = self._certificate()
         port = await self._door.open(
             options.host, port, certificate, self._handshakes, self._shares_port

@@ -4,7 +4,24 @@ from __future__ import annotations
 
 import ctypes
 
-__all__ = ["give_back"]
+__all__ = ["give_back", "hold_little"]
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # M_..., malloc.h
+_LARGE = 4 << 20  # bytes of an array that goes back to the system as soon as it is let go
+
+
+def hold_little() -> None:
+    """Have glibc's malloc keep no large arrays that were let go.
+
+    Left alone it takes the largest of them as a measure of what to keep, and what loading a model
+    leaves at the end of its thread's arena is not even given back by `give_back`.
+    """
+    try:
+        set_option = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # another C library, another system
+        return
+    set_option(_MMAP_THRESHOLD, _LARGE)
+    set_option(_TRIM_THRESHOLD, 2 * _LARGE)
 
 
 def give_back() -> None:

@@ -7,6 +7,7 @@ import gc
 import logging
 import signal
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from siserve.bundle.errors import UsageError
 from siserve.serving.cores import take_turns
@@ -16,11 +17,14 @@ from siserve.serving.gate import check_exposure, is_loopback
 from siserve.serving.health import Health
 from siserve.serving.library import Library, open_library
 from siserve.serving.loops import loop_factory
+from siserve.serving.memory import hold_little
 from siserve.serving.metrics import Metrics
 from siserve.serving.models import Models
 from siserve.serving.options import ServerOptions, join_address
-from siserve.serving.rpc_processes import RpcProcesses
 from siserve.serving.scrape import serve_metrics
+
+if TYPE_CHECKING:
+    from siserve.serving.rpc_processes import RpcProcesses
 
 __all__ = ["run_server"]
 
@@ -45,6 +49,7 @@ def run_server(options: ServerOptions, announce: Callable[[str], None]) -> int:
         SiserveError: if the server cannot start.
     """
     take_turns()
+    hold_little()
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
         return runner.run(_serve(options, announce))
 
@@ -57,7 +62,7 @@ async def _serve(options: ServerOptions, announce: Callable[[str], None]) -> int
     metrics = Metrics()
     _check(options)
     # Before the models load: a taken port is told at once.
-    front = _open_front(options, metrics)
+    front, gather = _open_front(options, metrics)
     try:
         state = Health(front.tell)
         probes = {"/livez": state.is_live, "/readyz": state.is_ready}
@@ -66,7 +71,7 @@ async def _serve(options: ServerOptions, announce: Callable[[str], None]) -> int
             probes,
             options.metrics_host,
             options.metrics_port,
-            _gathering(front, loop) if isinstance(front, RpcProcesses) else None,
+            gather,
         )
     except BaseException:
         await front.stop()
@@ -110,20 +115,24 @@ def _check(options: ServerOptions) -> None:
         )
 
 
-def _open_front(options: ServerOptions, metrics: Metrics) -> Front | RpcProcesses:
-    return RpcProcesses(options, metrics) if options.rpc_processes else Front(options, metrics)
+def _open_front(
+    options: ServerOptions, metrics: Metrics
+) -> tuple[Front | RpcProcesses, Callable[[], None] | None]:
+    """Take the port; return the doors and, if they are in other processes, what a scrape awaits."""
+    if not options.rpc_processes:
+        return Front(options, metrics), None
+    from siserve.serving.rpc_processes import RpcProcesses  # late: most servers have none
 
-
-def _gathering(front: RpcProcesses, loop: asyncio.AbstractEventLoop) -> Callable[[], None]:
-    """Make what a scrape does first, in its thread: have all processes tell what they counted."""
+    processes, loop = RpcProcesses(options, metrics), asyncio.get_running_loop()
 
     def gather() -> None:
+        """Have all processes tell what they counted; called in a scrape's thread."""
         try:
-            asyncio.run_coroutine_threadsafe(front.settle(), loop).result(_GATHER_SECONDS)
+            asyncio.run_coroutine_threadsafe(processes.settle(), loop).result(_GATHER_SECONDS)
         except (TimeoutError, RuntimeError):  # the loop is busy or closed: then what is known
             return
 
-    return gather
+    return processes, gather
 
 
 def _stalled_seconds(library: Library) -> float:

@@ -106,15 +106,15 @@ class CpuDecoder:
         # The biases of r and z are in what words add; the candidate's is not.
         gates_bias = np.zeros((3, padded), np.float32)
         gates_bias[2] = filled(w.candidate_bias, padded)
-        output = filled(w.output, tables.words, padded)
         output_bias = filled(w.output_bias, tables.words, by=_LOWEST)
-        kind = Kind.INTEGERS if has_integers else kind_of(gates, output)
+        kind = Kind.INTEGERS if has_integers else kind_of(gates, w.output)
+        output = in_blocks(w.output, output_bias, _OUTPUT_VECTORS, kind, padded)
         self._decoder = _Decoder(
             **tables.fields,
             kind=kind,
             may_use_tiles=library.may_use_tiles,
             gates=self._memory.hold(in_blocks(gates, in_gates(gates_bias), GATE_VECTORS, kind)),
-            output=self._memory.hold(in_blocks(output, output_bias, _OUTPUT_VECTORS, kind)),
+            output=self._memory.hold(output),
         )
 
     def allow(self, cores: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,13 +13,13 @@ from siserve.bundle.verify import Bundle
 from siserve.serving.fused.cpu import CpuDecoder, CpuTables
 from siserve.serving.fused.cpu_encoder import CpuDialogEncoder, CpuUtteranceEncoder
 from siserve.serving.fused.cpu_prior import CpuPrior
-from siserve.serving.fused.cuda import CudaMachine
-from siserve.serving.fused.layout import Layout
 from siserve.serving.fused.native import CpuLibrary, cpu_library
-from siserve.serving.fused.tapes import Machine, fused_tapes, kernel_source
 from siserve.serving.fused.weights import DecoderWeights, Floats, NotFused, read_weights
 from siserve.serving.graphs import AnyArray, Runs, at_rows, place_of_rows
 from siserve.serving.recorded import RecordedDecoder
+
+if TYPE_CHECKING:
+    from siserve.serving.fused.tapes import Machine
 
 __all__ = [
     "NotFused",
@@ -60,6 +61,10 @@ def load_fused(
         NotFused: if the kernels are not for this model, this device or this installation, or do not
             do what the other decoder does.
     """
+    from siserve.serving.fused.cuda import CudaMachine  # late: servers on CPUs need none of it
+    from siserve.serving.fused.layout import Layout
+    from siserve.serving.fused.tapes import fused_tapes, kernel_source
+
     layout = Layout.of(DecoderWeights.read(bundle), bundle.manifest, is_exact)
     try:
         machine = (make_machine or CudaMachine)(*kernel_source(layout))

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from siserve.serving.cores import give_way
-from siserve.serving.fused.weights import Floats, NotFused
+from siserve.serving.fused.weights import Floats, NotFused, filled
 from siserve.serving.graphs import AnyArray
 
 __all__ = [
@@ -46,6 +46,7 @@ _MOST_MEMBERS = 8  # of a team, as in team.hpp
 
 _WEIGHT_LEVELS, _ZERO_POINT = np.float32(63), 128  # as decoder_int8.onnx has them
 _LINE, _PAGE, _LARGE_PAGE = 1 << 6, 1 << 12, 1 << 21
+_COLUMNS_AT_ONCE = 1024  # laid out together, so that they stay in a cache
 
 
 class Kind(IntEnum):
@@ -72,7 +73,8 @@ class CpuLibrary:
         self._run, self._multiply = library.siserve_run, library.siserve_multiply
         self._encode, self._draw = library.siserve_encode, library.siserve_draw
         self._draw_prior = library.siserve_draw_prior
-        self._widen, self._are_halves = library.siserve_widen, library.siserve_are_halves
+        self._widen, self._narrow = library.siserve_widen, library.siserve_narrow
+        self._are_halves = library.siserve_are_halves
         self._take_steps = library.siserve_take_steps
         self._take_steps.restype = ctypes.c_int64
         library.siserve_source.restype = ctypes.c_char_p
@@ -175,9 +177,16 @@ class CpuLibrary:
         self._widen(ctypes.c_int64(floats.size), *_pointers(halves, floats))
         return floats
 
+    def narrowed(self, values: Floats) -> NDArray[np.float16]:
+        """Return numbers in float16, rounded to the nearest."""
+        floats = np.ascontiguousarray(values, np.float32)
+        halves = np.empty(floats.shape, np.float16)
+        self._narrow(ctypes.c_int64(floats.size), *_pointers(floats, halves))
+        return halves
+
     def are_halves(self, values: Floats) -> bool:
         """Say whether float16 loses nothing of numbers."""
-        given = np.ascontiguousarray(values, np.float32)
+        given = np.ascontiguousarray(values.T if values.flags.f_contiguous else values, np.float32)
         return bool(self._are_halves(ctypes.c_int64(given.size), *_pointers(given)))
 
 
@@ -263,12 +272,35 @@ def kind_of(*matrices: Floats) -> Kind:
 
 
 def in_blocks(
-    matrix: Floats, bias: Floats, vectors: int, kind: Kind = Kind.FLOAT32
+    matrix: Floats,
+    bias: Floats,
+    vectors: int,
+    kind: Kind = Kind.FLOAT32,
+    numbers: int | None = None,
 ) -> NDArray[np.uint8]:
-    """Lay out a matrix, (columns, numbers to add up), and a bias as the kernels read them."""
+    """Lay out a matrix and a bias as the kernels read them.
+
+    Args:
+        matrix: (columns, numbers to add up); columns and numbers that are missing are 0.
+        bias: (columns,).
+        vectors: of 16 columns, that make a block.
+        kind: of the matrix's numbers.
+        numbers: how many there shall be; None = as the matrix has.
+    """
+    at_once = vectors * LANES * max(1, _COLUMNS_AT_ONCE // (vectors * LANES))
+    parts = []
+    for first in range(0, len(bias), at_once):
+        of_columns = bias[first : first + at_once]
+        given = matrix[first : first + at_once]
+        part = filled(given, len(of_columns), numbers or matrix.shape[1])
+        parts.append(_laid_out(part, of_columns, vectors, kind))
+    return np.concatenate(parts)
+
+
+def _laid_out(matrix: Floats, bias: Floats, vectors: int, kind: Kind) -> NDArray[np.uint8]:
     if kind is Kind.INTEGERS:
         return _in_integers(matrix, bias, vectors)
-    weights = matrix.astype(np.float16 if kind is Kind.FLOAT16 else np.float32)
+    weights = cpu_library().narrowed(matrix) if kind is Kind.FLOAT16 else matrix
     return _joined(in_vectors(weights, vectors, 1), vectors, bias)
 
 

@@ -73,7 +73,8 @@ class DecoderWeights:
         w = {
             name: weights[name].astype(np.float32, copy=False) for name in weights if _is_read(name)
         }
-        of_words = w["embedding.weight"] @ w["decoder.gru.kernel_ih"] + w["decoder.gru.bias_ih"]
+        of_words = w["embedding.weight"] @ w["decoder.gru.kernel_ih"]
+        of_words += w["decoder.gru.bias_ih"]
         of_words[:, : 2 * units] += w["decoder.gru.bias_hh"][: 2 * units]
         return cls(
             first_kernel=_first_kernel(w, manifest),
@@ -108,7 +109,9 @@ def may_never_be_said(manifest: Manifest) -> tuple[int, ...]:
 
 
 def filled(values: Floats, *shape: int, by: float = 0.0) -> Floats:
-    """Fill an array up to a shape."""
+    """Fill an array up to a shape; one that has it is returned as it is."""
+    if values.shape == shape and values.dtype == np.float32:
+        return values
     whole = np.full(shape, by, np.float32)
     whole[tuple(slice(size) for size in values.shape)] = values
     return whole
