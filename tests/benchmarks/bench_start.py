@@ -2,8 +2,9 @@
 
     python tests/benchmarks/bench_start.py [--bundle DIR] [--rounds 5] [--requests 100]
 
-Start is timed from the command to its `serving` line, which it prints when health says SERVING;
-memory is the process's resident set (Linux), at the start and after the requests.
+Start is timed from the command to its `serving` line, which it prints when health says SERVING, and
+so is the processor time of all its threads; memory is the process's resident set, at the start and
+after the requests.
 """
 
 from __future__ import annotations
@@ -14,17 +15,9 @@ import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 
+import psutil
 from siserve.client import Client
-
-
-def resident_mib(pid: int) -> float:
-    """Return the resident set of a process in MiB."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1]) / 1024
-    raise RuntimeError(f"no VmRSS of process {pid}")
 
 
 def measure(arguments: list[str], requests: int) -> dict[str, float]:
@@ -38,20 +31,22 @@ def measure(arguments: list[str], requests: int) -> dict[str, float]:
             assert server.stdout is not None
             address = server.stdout.readline().split()[-1]
             ready = time.perf_counter() - start
-            idle = resident_mib(server.pid)
+            process = psutil.Process(server.pid)
+            used, idle = process.cpu_times(), process.memory_info().rss
             latency = []
             with Client(address) as client:
                 for seed in range(requests):
                     begin = time.perf_counter()
                     client.generate([("A", "do you have any pets")], n=5, seed=seed)
                     latency.append(1000 * (time.perf_counter() - begin))
-            busy = resident_mib(server.pid)
+            busy = process.memory_info().rss
         finally:
             server.terminate()
     return {
         "start to SERVING, s": ready,
-        "memory at start, MiB": idle,
-        "memory after requests, MiB": busy,
+        "processor time of it, s": used.user + used.system,
+        "memory at start, MiB": idle / 2**20,
+        "memory after requests, MiB": busy / 2**20,
         "latency of n=5, p50 ms": statistics.median(latency),
         "latency of n=5, p99 ms": statistics.quantiles(latency, n=100)[98],
     }
