@@ -8,9 +8,10 @@ from cpu_machine import COMPILER, CpuMachine
 from siserve.bundle import open_bundle
 from siserve.bundle.tensors import UNROLLED_STEPS
 from siserve.serving.engine import Engine, EngineOptions
+from siserve.serving.fused.cuda import CudaError
 from siserve.serving.fused.layout import Layout
 from siserve.serving.fused.loading import NotFused, load_fused
-from siserve.serving.fused.tapes import fused_tapes, kernel_source
+from siserve.serving.fused.tapes import FusedTape, fused_tapes, kernel_source
 from siserve.serving.fused.weights import DecoderWeights
 from siserve.serving.recorded import RecordedDecoder
 from siserve.serving.rows import RowTable
@@ -157,6 +158,18 @@ def test_who_has_a_seat_is_not_disturbed_by_others(of_few, manifest, ended_witho
         assert next(tables[0]) == expected
         ahead.append(next(tables[1], None))
     assert ahead == [*ended_without_a_seat, None]
+
+
+def test_where_the_device_has_no_room_states_come_and_go(fused, graphs, monkeypatch, caplog):
+    def full(tape, rows):
+        raise CudaError("cuMemAlloc failed: CUDA_ERROR_OUT_OF_MEMORY")
+
+    sessions = replaced(graphs, decoder=fused)
+    assert sessions.seat(None) is not None
+    monkeypatch.setattr(FusedTape, "room_for", full)
+    with caplog.at_level("WARNING"):
+        assert sessions.seat(None) is None
+    assert "states do not stay on the device: cuMemAlloc failed" in caplog.text
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,12 @@ from numpy.typing import NDArray
 
 from siserve.bundle.tensors import Graph
 
-__all__ = ["AnyArray", "GraphSession", "Runs", "at_rows", "place_of_rows"]
+__all__ = ["OF_STARTS", "AnyArray", "GraphSession", "Runs", "at_rows", "place_of_rows"]
 
 AnyArray = NDArray[Any]
+
+#: Those of the decoder's inputs that are read of rows that start, and of no others.
+OF_STARTS = ("c", "z")
 
 _BY_STEP = ("uniform", "forced", "tokens", "log_probs")
 

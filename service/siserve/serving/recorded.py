@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from siserve.bundle.manifest import Manifest, Tokens
 from siserve.bundle.tensors import DECODER, DECODER_UNROLLED, UNROLLED_STEPS, Tensor
-from siserve.serving.graphs import AnyArray, Runs, at_rows, place_of_rows
+from siserve.serving.graphs import OF_STARTS, AnyArray, Runs, at_rows, place_of_rows
 
 __all__ = ["COUNTS", "HoldingTape", "RecordedDecoder", "Seat", "Tape", "session_tapes"]
 
@@ -30,7 +30,6 @@ __all__ = ["COUNTS", "HoldingTape", "RecordedDecoder", "Seat", "Tape", "session_
 COUNTS = (8, 16, 32, 64, 128, 256, 320, 384, 512, 1024, 2048, 4096)
 
 _DTYPES: dict[str, Any] = {"int64": np.int64, "float32": np.float32}
-_OF_STARTS = ("c", "z")
 
 
 class Tape(Protocol):
@@ -252,7 +251,7 @@ class _SessionTape:
         self._host["token"][rows:] = tokens.end
         starts = bool(inputs) and bool((inputs["token"] == tokens.start).any())
         for name, values in self._host.items():
-            if name in _OF_STARTS and not starts:
+            if name in OF_STARTS and not starts:
                 continue
             if inputs:
                 values[place_of_rows(name, slice(rows))] = inputs[name]

@@ -116,10 +116,14 @@ class Sessions:
     def seat(self, chunk_steps: int | None) -> Seat | None:
         """Make a seat for one worker that takes so many steps at a time, None = `chunk_steps`'s.
 
-        None if the decoder has none: its rows' states come and go with each run.
+        None if the decoder has none, or the device no room for one: its rows' states come and go
+        with each run then.
         """
         if isinstance(self.decoder, RecordedDecoder) and chunk_steps in (None, UNROLLED_STEPS):
-            return self.decoder.seat()
+            try:
+                return self.decoder.seat()
+            except RuntimeError as error:  # as CudaError is
+                _log.warning("states do not stay on the device: %s", _first_line(error))
         return None
 
     def occupy(self, change: int) -> None:

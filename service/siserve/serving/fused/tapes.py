@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from siserve.bundle.manifest import Tokens
 from siserve.bundle.tensors import UNROLLED_STEPS
 from siserve.serving.fused.layout import Layout
-from siserve.serving.graphs import AnyArray
+from siserve.serving.graphs import OF_STARTS, AnyArray
 
 __all__ = ["FusedTape", "Machine", "fused_tapes", "kernel_source"]
 
@@ -22,7 +22,6 @@ _STEPS = UNROLLED_STEPS
 _FEW = 16  # rows up to which the kernels for few rows run
 _BLOCK_OF_WORDS = 64  # BLOCK in kernels.cu
 _NUM_BYTES = 4  # of a number, whatever its kind
-_OF_STARTS = ("c", "z")  # what rows that start need
 _OF_ROWS = ("token", "temperature", "top_k", "top_p", "uniform")  # what all rows need
 
 
@@ -146,7 +145,7 @@ class FusedTape:
         self._taken = _views(desk.host_taken, taken)
         self._place = dict(zip(given, _offsets(given, desk.given), strict=True))
         self._place |= zip(taken, _offsets(taken, desk.taken), strict=True)
-        of_start = _num_bytes({name: given[name] for name in _OF_STARTS})
+        of_start = _num_bytes({name: given[name] for name in OF_STARTS})
         sizes = {True: _num_bytes(given), False: _num_bytes(given) - of_start}
         self._runs = {
             (starts, narrow): machine.record(partial(self._work, sizes[starts], narrow))
@@ -212,7 +211,7 @@ class FusedTape:
             (given[name][:, :rows] if name == "uniform" else given[name][:rows])[:] = inputs[name]
         starting = np.flatnonzero(given["token"] == tokens.start)
         which = slice(rows) if len(starting) == rows else starting
-        for name in _OF_STARTS if len(starting) else ():
+        for name in OF_STARTS if len(starting) else ():
             given[name][which] = inputs[name][which]  # of the others nobody reads them
         narrow = bool(rows) and bool((inputs["top_k"] > 0).any() or (inputs["top_p"] < 1).any())
         self._runs[len(starting) > 0, narrow]()
