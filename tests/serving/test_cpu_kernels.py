@@ -320,6 +320,24 @@ def test_halves_are_widened_and_known_to_be_such_to_the_last_of_them():
     assert library.widened(finite) is finite
 
 
+@pytest.mark.parametrize("width", [Wide.UNITS, 32])
+def test_what_words_add_to_gates_is_their_embedding_times_the_matrix_and_biases(
+    manifest, monkeypatch, width
+):
+    monkeypatch.setattr(
+        "siserve.serving.fused.weights._WORDS_AT_ONCE", 64
+    )  # 300 words are no multiple of it
+    model = Wide(manifest, np.random.default_rng(0))
+    w, units = model.weights, Wide.UNITS
+    expected = w["embedding.weight"] @ w["decoder.gru.kernel_ih"] + w["decoder.gru.bias_ih"]
+    expected[:, : 2 * units] += w["decoder.gru.bias_hh"][: 2 * units]
+    table = np.zeros((Wide.VOCABULARY, 3, width), np.float32)
+    model.decoder_weights.put_of_words(table)
+    expected = expected.reshape(-1, 3, units)
+    np.testing.assert_allclose(table[:, :, :units], expected, rtol=1e-5, atol=1e-5)
+    assert not table[:, :, units:].any()
+
+
 def test_floats_are_narrowed_to_the_nearest_half():
     library = cpu_library()
     rng = np.random.default_rng(0)
@@ -329,6 +347,7 @@ def test_floats_are_narrowed_to_the_nearest_half():
             expected = some.astype(np.float16)
         got = library.narrowed(some)
         assert got.dtype == np.float16 and np.array_equal(got, expected)
+    assert library.narrowed(floats.T).flags.f_contiguous  # columns stay beside each other
 
 
 def test_a_cpu_without_their_instructions_is_told_by_the_first_of_them(monkeypatch):

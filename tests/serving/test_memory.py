@@ -92,3 +92,32 @@ def graphs_of(model: DialogModel) -> list[Runs]:
     assert isinstance(model.engine, Engine)
     sessions = model.engine._workers[0]._sessions
     return [sessions.prior, sessions.si_sampler]
+
+
+def test_cycles_are_looked_for_again_once_a_server_serves_but_not_among_what_it_loaded(bundle):
+    code = """
+import gc, os, signal, sys
+from siserve import cli
+from siserve.serving import server
+class Told:
+    def write(self, text):
+        if text.startswith("serving"):
+            sys.stderr.write(f"{gc.isenabled()} {gc.get_freeze_count() > 10_000}")
+            os.kill(os.getpid(), signal.SIGTERM)
+    def flush(self):
+        pass
+load = server.open_library
+def open_library(*given):
+    sys.stderr.write(f"{gc.isenabled()} ")
+    return load(*given)
+server.open_library = open_library
+sys.argv = ["siserve", "serve", "--model", sys.argv[1], "--port", "0", "--metrics-port", "0"]
+sys.argv += ["--log-format", "json"]
+sys.stdout = Told()
+cli.main()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(bundle)], stderr=subprocess.PIPE, text=True, timeout=120
+    )
+    told = "".join(part for line in done.stderr.splitlines() for part in line.partition("{")[:1])
+    assert (done.returncode, told.split()) == (0, ["False", "True", "True"]), done.stderr

@@ -7,7 +7,6 @@ and numbers. When the link ends, so does the process.
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 import signal
 import socket
@@ -24,6 +23,7 @@ from siserve.serving.front import Front
 from siserve.serving.link import open_link
 from siserve.serving.logs import start_log
 from siserve.serving.loops import loop_factory
+from siserve.serving.memory import keep_all
 from siserve.serving.models import Models
 from siserve.serving.options import ServerOptions
 from siserve.serving.parcels import Parcel, unpack_model
@@ -61,7 +61,7 @@ async def _serve(end: socket.socket) -> None:
         desk.link.send("refused", str(error), error.exit_code)
         await asyncio.Event().wait()  # until the parent has read that
         return
-    gc.freeze()
+    keep_all()
     desk.link.send("up")
     await _obey(desk, front, shelf)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import signal
 from collections.abc import Callable
@@ -17,7 +16,7 @@ from siserve.serving.gate import check_exposure, is_loopback
 from siserve.serving.health import Health
 from siserve.serving.library import Library, open_library
 from siserve.serving.loops import loop_factory
-from siserve.serving.memory import hold_little
+from siserve.serving.memory import hold_little, keep_all
 from siserve.serving.metrics import Metrics
 from siserve.serving.models import Models
 from siserve.serving.options import ServerOptions, join_address
@@ -80,7 +79,7 @@ async def _serve(options: ServerOptions, announce: Callable[[str], None]) -> int
         await state.begin()
         await front.begin()
         library = await asyncio.to_thread(open_library, options, metrics)
-        gc.freeze()  # what is loaded stays; to look through it holds all calls up for 30 ms
+        keep_all()
         await front.serve(library)
         watchers = [
             asyncio.create_task(library.watch(options.watch_seconds)),

@@ -61,6 +61,8 @@ class CpuTables:
         self.manifest, self.memory = manifest, CpuMemory()
         self.padded, self.words = padded, words
         hold = self.memory.hold
+        of_words = self.memory.room(sizes.vocabulary, 3, padded)
+        w.put_of_words(of_words)
         barred = filled(np.zeros(sizes.vocabulary, np.float32), words, by=_LOWEST)
         barred[list(may_never_be_said(manifest))] = _LOWEST
         first = filled(w.first_kernel.T, up_to(units, LANES * _FIRST_VECTORS), condition)
@@ -75,7 +77,7 @@ class CpuTables:
             "end": tokens.end,
             "first": hold(in_vectors(first, _FIRST_VECTORS, 1)),
             "first_bias": hold(filled(w.first_bias, padded)),
-            "of_words": hold(filled(w.of_words, len(w.of_words), 3, padded)),
+            "of_words": place_of(of_words),
             "barred": hold(barred),
             "is_barred": hold((barred < 0).reshape(-1, LANES * _OUTPUT_VECTORS).max(axis=1)),
         }

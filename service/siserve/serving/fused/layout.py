@@ -75,6 +75,8 @@ class Layout:
         padded = -(-units // _TILE) * _TILE
         words = -(-sizes.vocabulary // _WORDS) * _WORDS
         w = weights
+        of_words = np.zeros((sizes.vocabulary, 3, padded), np.float32)
+        w.put_of_words(of_words)
         return cls(
             constants={
                 "EXACT": int(is_exact),
@@ -90,7 +92,7 @@ class Layout:
             may_never_be_said=may_never_be_said(manifest),
             first_kernel=filled(w.first_kernel, condition, padded),
             first_bias=filled(w.first_bias, padded),
-            of_words=filled(w.of_words, len(w.of_words), 3, padded),
+            of_words=of_words,
             gates=_in_tiles(filled(w.gates, 3, padded, padded).reshape(-1, padded), is_exact),
             candidate_bias=filled(w.candidate_bias, padded),
             output=_in_tiles(filled(w.output, words, padded), is_exact),

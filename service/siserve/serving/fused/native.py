@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import math
 import mmap
 import threading
 import time
@@ -178,7 +179,9 @@ class CpuLibrary:
         return floats
 
     def narrowed(self, values: Floats) -> NDArray[np.float16]:
-        """Return numbers in float16, rounded to the nearest."""
+        """Return numbers in float16, rounded to the nearest, in the order that they lie in."""
+        if values.flags.f_contiguous and not values.flags.c_contiguous:
+            return self.narrowed(values.T).T
         floats = np.ascontiguousarray(values, np.float32)
         halves = np.empty(floats.shape, np.float16)
         self._narrow(ctypes.c_int64(floats.size), *_pointers(floats, halves))
@@ -254,15 +257,23 @@ class CpuMemory:
 
     def hold(self, values: AnyArray) -> int:
         """Copy values to where a page starts, with room to read beyond them; tell where."""
-        align = _LARGE_PAGE if values.nbytes >= _LARGE_PAGE else _PAGE
-        room = mmap.mmap(-1, values.nbytes + align + _PAGE, mmap.MAP_PRIVATE)
+        held = self._room(values.nbytes)
+        held[:] = np.ascontiguousarray(values).view(np.uint8).ravel()
+        return place_of(held)
+
+    def room(self, *shape: int) -> Floats:
+        """Make zeros where a page starts, with room to read beyond them, which are written to."""
+        return self._room(4 * math.prod(shape)).view(np.float32).reshape(shape)
+
+    def _room(self, size: int) -> NDArray[np.uint8]:
+        align = _LARGE_PAGE if size >= _LARGE_PAGE else _PAGE
+        room = mmap.mmap(-1, size + align + _PAGE, mmap.MAP_PRIVATE)
         if align == _LARGE_PAGE:
             room.madvise(mmap.MADV_HUGEPAGE)
-        whole = np.frombuffer(room, np.uint8)
-        first = -whole.ctypes.data % align
-        whole[first : first + values.nbytes] = np.ascontiguousarray(values).view(np.uint8).ravel()
         self._held.append(room)
-        return int(whole.ctypes.data) + first
+        whole = np.frombuffer(room, np.uint8)
+        first = -place_of(whole) % align
+        return whole[first : first + size]
 
 
 def kind_of(*matrices: Floats) -> Kind:
@@ -287,28 +298,28 @@ def in_blocks(
         kind: of the matrix's numbers.
         numbers: how many there shall be; None = as the matrix has.
     """
+    weights: NDArray[Any] = cpu_library().narrowed(matrix) if kind is Kind.FLOAT16 else matrix
     at_once = vectors * LANES * max(1, _COLUMNS_AT_ONCE // (vectors * LANES))
     parts = []
     for first in range(0, len(bias), at_once):
         of_columns = bias[first : first + at_once]
-        given = matrix[first : first + at_once]
+        given = weights[first : first + at_once]
         part = filled(given, len(of_columns), numbers or matrix.shape[1])
-        parts.append(_laid_out(part, of_columns, vectors, kind))
+        lay_out = _in_integers if kind is Kind.INTEGERS else _as_they_are
+        parts.append(lay_out(part, of_columns, vectors))
     return np.concatenate(parts)
 
 
-def _laid_out(matrix: Floats, bias: Floats, vectors: int, kind: Kind) -> NDArray[np.uint8]:
-    if kind is Kind.INTEGERS:
-        return _in_integers(matrix, bias, vectors)
-    weights = cpu_library().narrowed(matrix) if kind is Kind.FLOAT16 else matrix
+def _as_they_are(weights: NDArray[Any], bias: Floats, vectors: int) -> NDArray[np.uint8]:
     return _joined(in_vectors(weights, vectors, 1), vectors, bias)
 
 
 def _in_integers(matrix: Floats, bias: Floats, vectors: int) -> NDArray[np.uint8]:
     """Lay out a matrix in 8-bit integers, by the rounding of decoder_int8.onnx."""
-    largest = np.maximum(np.abs(matrix).max(axis=1), np.float32(1e-30))  # (columns,)
-    scales = largest * (np.float32(1) / _WEIGHT_LEVELS)
-    levels = np.rint(matrix / scales[:, None]).astype(np.int8)
+    largest = np.maximum(matrix.max(axis=1), -matrix.min(axis=1))  # (columns,)
+    scales = np.maximum(largest, np.float32(1e-30)) * (np.float32(1) / _WEIGHT_LEVELS)
+    shares = matrix / scales[:, None]
+    levels = np.rint(shares, out=shares).astype(np.int8)
     sums = _ZERO_POINT * levels.sum(axis=1, dtype=np.int32)
     return _joined(in_vectors(levels, vectors, 4), vectors, scales, sums, bias)
 

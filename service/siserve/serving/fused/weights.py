@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,8 @@ from siserve.bundle.verify import Bundle
 __all__ = ["DecoderWeights", "Floats", "NotFused", "filled", "may_never_be_said", "read_weights"]
 
 Floats = NDArray[np.float32]
+_Number = TypeVar("_Number", bound=np.generic)
+_WORDS_AT_ONCE = 512  # whose additions to gates stay in a cache
 
 
 class NotFused(Exception):
@@ -29,8 +31,9 @@ class DecoderWeights:
     Attributes:
         first_kernel: the matrix that makes the first state of [c z], (C + D, H).
         first_bias: (H,).
-        of_words: what each word adds to the gates r, z and n, biases of both products included but
-            that of the candidate's, (V, 3, H).
+        words: their embeddings, (V, E).
+        word_kernel: the matrix by which they enter the gates r, z and n, (E, 3 H).
+        word_bias: biases of both products, but for that of the candidate's, (3 H,).
         gates: the matrix by which the last state enters the gates, (3, H, H).
         candidate_bias: of that product, (H,).
         output: the output layer's matrix, (V, H).
@@ -39,7 +42,9 @@ class DecoderWeights:
 
     first_kernel: Floats
     first_bias: Floats
-    of_words: Floats
+    words: Floats
+    word_kernel: Floats
+    word_bias: Floats
     gates: Floats
     candidate_bias: Floats
     output: Floats
@@ -73,18 +78,33 @@ class DecoderWeights:
         w = {
             name: weights[name].astype(np.float32, copy=False) for name in weights if _is_read(name)
         }
-        of_words = w["embedding.weight"] @ w["decoder.gru.kernel_ih"]
-        of_words += w["decoder.gru.bias_ih"]
-        of_words[:, : 2 * units] += w["decoder.gru.bias_hh"][: 2 * units]
+        word_bias = w["decoder.gru.bias_ih"].copy()
+        word_bias[: 2 * units] += w["decoder.gru.bias_hh"][: 2 * units]
         return cls(
             first_kernel=_first_kernel(w, manifest),
             first_bias=w.get("decoder.init.bias", np.zeros(units, np.float32)),
-            of_words=of_words.reshape(-1, 3, units),
+            words=w["embedding.weight"],
+            word_kernel=w["decoder.gru.kernel_ih"],
+            word_bias=word_bias,
             gates=w["decoder.gru.kernel_hh"].T.reshape(3, units, units),
             candidate_bias=w["decoder.gru.bias_hh"][2 * units :],
             output=w["decoder.out.kernel"].T,
             output_bias=w["decoder.out.bias"],
         )
+
+    def put_of_words(self, table: Floats) -> None:
+        """Write what each word adds to the gates, biases included, to (V, 3, H or more).
+
+        It is made in its place: the table is by far the largest of what a decoder has.
+        """
+        size, width = self.words.shape[1], table.shape[2]
+        kernel = filled(self.word_kernel.reshape(size, 3, -1), size, 3, width).reshape(size, -1)
+        bias = filled(self.word_bias.reshape(3, -1), 3, width).ravel()
+        flat = table.reshape(len(table), -1)
+        for first in range(0, len(self.words), _WORDS_AT_ONCE):
+            some = flat[first : first + _WORDS_AT_ONCE]
+            np.matmul(self.words[first : first + _WORDS_AT_ONCE], kernel, out=some)
+            some += bias
 
 
 def read_weights(bundle: Bundle, *beginnings: str) -> dict[str, NDArray[Any]]:
@@ -108,11 +128,11 @@ def may_never_be_said(manifest: Manifest) -> tuple[int, ...]:
     return tuple(sorted({tokens.pad, tokens.unk, tokens.start, tokens.dialog_start}))
 
 
-def filled(values: Floats, *shape: int, by: float = 0.0) -> Floats:
+def filled(values: NDArray[_Number], *shape: int, by: float = 0.0) -> NDArray[_Number]:
     """Fill an array up to a shape; one that has it is returned as it is."""
-    if values.shape == shape and values.dtype == np.float32:
+    if values.shape == shape:
         return values
-    whole = np.full(shape, by, np.float32)
+    whole = np.full(shape, by, values.dtype)
     whole[tuple(slice(size) for size in values.shape)] = values
     return whole
 
