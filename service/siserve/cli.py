@@ -40,6 +40,10 @@ _TRAINING = {
     "data": "look at a corpus",
     "reproduce": "run the paper's tables anew",
 }
+#: Variables that are 1 while a server or a client starts, unless somebody has set them. Of numpy's
+#: products a start has one kind, which threads that wait by spinning make no faster and twice as
+#: dear; for plugins pydantic looks through all that is installed.
+_SPARING = ("OPENBLAS_NUM_THREADS", "PYDANTIC_DISABLE_PLUGINS")
 _TRAINING_PACKAGES = frozenset(
     {
         "accelerate",
@@ -72,9 +76,8 @@ def run(arguments: Sequence[str]) -> int:
         return 0
     command = arguments[0]
     if command in _SERVING or command in _CLIENT:
-        # Before numpy is loaded: of its products a model's start has one, which threads that wait
-        # by spinning make no faster and twice as dear.
-        os.environ["OPENBLAS_NUM_THREADS"] = os.environ.get("OPENBLAS_NUM_THREADS") or "1"
+        for name in _SPARING:
+            os.environ[name] = os.environ.get(name) or "1"
     if command in _SERVING:
         return _run_room("siserve.serving.cli", arguments)
     if command in _CLIENT:
