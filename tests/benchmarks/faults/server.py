@@ -93,10 +93,12 @@ def start(
     """Start a server and wait until it serves; the caller ends it."""
     command = [sys.executable, "-m", "siserve", "serve", "--port", str(port)]
     command += ["--metrics-port", "0", *setting.options, *map(str, arguments)]
+    environment = {**os.environ, **variables}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # else each start compiles all modules anew
     with tempfile.NamedTemporaryFile("w", dir=setting.scratch, suffix=".log", delete=False) as log:
         began = time.monotonic()
         child = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=log, text=True, env={**os.environ, **variables}
+            command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment
         )
     assert child.stdout is not None
     line = child.stdout.readline()
