@@ -39,7 +39,6 @@ _CHECKED_ROWS = 60
 _CHECKED_UTTERANCES = 6
 _TOLERANCE_OF_ENCODERS = 1e-4  # float32 in another order; the embedded model shows 1e-6
 _ROWS_TOGETHER = 21  # more than a tile of AMX
-_STEPS_TOGETHER = 2  # a first one, and one that goes on from what it gave
 
 
 def load_fused(
@@ -173,7 +172,7 @@ def _check_rows_alone(decoder: Runs, manifest: Manifest) -> None:
     Raises:
         NotFused: if a row's bits depend on the others.
     """
-    inputs = at_rows(_checked_rows(manifest, _STEPS_TOGETHER), slice(_ROWS_TOGETHER))
+    inputs = at_rows(_checked_rows(manifest), slice(_ROWS_TOGETHER))
     together = decoder.run(inputs)
     for row in (0, _ROWS_TOGETHER - 1):
         mine = slice(row, row + 1)
@@ -208,7 +207,7 @@ def _hold_against(fused: Runs, other: Runs, manifest: Manifest) -> None:
         )
 
 
-def _checked_rows(manifest: Manifest, steps: int = UNROLLED_STEPS) -> dict[str, AnyArray]:
+def _checked_rows(manifest: Manifest) -> dict[str, AnyArray]:
     sizes, rng = manifest.sizes, np.random.default_rng(0)
     token = rng.integers(0, sizes.vocabulary, _CHECKED_ROWS)
     token[::2] = manifest.tokens.start
@@ -219,8 +218,8 @@ def _checked_rows(manifest: Manifest, steps: int = UNROLLED_STEPS) -> dict[str, 
         "z": rng.standard_normal((_CHECKED_ROWS, sizes.latent), np.float32),
         "state": np.tanh(rng.standard_normal((_CHECKED_ROWS, sizes.state), np.float32)),
         "token": token,
-        "uniform": rng.random((steps, _CHECKED_ROWS), np.float32),
-        "forced": np.full((steps, _CHECKED_ROWS), -1),
+        "uniform": rng.random((UNROLLED_STEPS, _CHECKED_ROWS), np.float32),
+        "forced": np.full((UNROLLED_STEPS, _CHECKED_ROWS), -1),
         "temperature": np.tile(np.array([0, 0.7, 1], np.float32), _CHECKED_ROWS // 3),
         "top_k": top_k,
         "top_p": top_p,

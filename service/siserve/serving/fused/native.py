@@ -299,13 +299,13 @@ def in_blocks(
         numbers: how many there shall be; None = as the matrix has.
     """
     weights: NDArray[Any] = cpu_library().narrowed(matrix) if kind is Kind.FLOAT16 else matrix
+    lay_out = _in_integers if kind is Kind.INTEGERS else _as_they_are
     at_once = vectors * LANES * max(1, _COLUMNS_AT_ONCE // (vectors * LANES))
     parts = []
     for first in range(0, len(bias), at_once):
         of_columns = bias[first : first + at_once]
         given = weights[first : first + at_once]
         part = filled(given, len(of_columns), numbers or matrix.shape[1])
-        lay_out = _in_integers if kind is Kind.INTEGERS else _as_they_are
         parts.append(lay_out(part, of_columns, vectors))
     return np.concatenate(parts)
 
