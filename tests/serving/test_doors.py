@@ -11,6 +11,7 @@ from siserve.serving.errors import QueueFull
 from siserve.serving.gate import Gate
 from siserve.serving.keys import Keyring, add_key
 from siserve.serving.metrics import Metrics
+from siserve.serving.requests import RequestLimits
 from siserve.serving.servicer import DialogServicer
 from siserve.v1 import dialog_pb2
 
@@ -46,7 +47,7 @@ async def serving(hall: Hall) -> AsyncIterator[grpc.aio.Channel]:
 def open_hall(gate: Gate) -> tuple[Hall, Metrics, OpenCalls]:
     metrics, calls = Metrics(), OpenCalls()
     calls.open()
-    return Hall(metrics, calls, gate), metrics, calls
+    return Hall(metrics, calls, gate, RequestLimits()), metrics, calls
 
 
 async def code_of(channel: grpc.aio.Channel, name: str, metadata=()) -> grpc.StatusCode:

@@ -62,6 +62,14 @@ def test_json_gives_what_grpc_gives(ask, shared):
     assert status == 200 and json.loads(body)["limits"]["maxResponses"] == 64
 
 
+def test_a_model_is_asked_for_by_name(ask):
+    status, _, body = ask("GET", "/v1/model?model=tiny%401")
+    assert status == 200 and body == ask("GET", "/v1/model")[2]
+    for query, status, field in (("model=huge", 404, "model"), ("mode=tiny", 400, "query")):
+        got, _, body = ask("GET", f"/v1/model?{query}")
+        assert got == status and json.loads(body)["error"]["message"].startswith(f"{field}: ")
+
+
 def test_variants_and_scores_are_asked_alike(ask):
     generate = {"context": DIALOG, "n": 3, "seed": "1"}
     status, _, body = ask("POST", "/v1/variants", {"generate": generate, "response": "it was ok"})
@@ -89,6 +97,7 @@ def test_variants_and_scores_are_asked_alike(ask):
         (b"\xff\xfe", 400, "body: "),
         ('{"context": [{"speaker": "A", "text": "\\ud800"}]}', 400, "body: "),
         ({"context": {"context": DIALOG}}, 400, "body: "),
+        ('{"context": [' + "{}," * 600_000 + "{}]}", 400, "context: "),
     ],
 )
 def test_a_wrong_request_is_refused_by_name(ask, body, status, text):
@@ -137,6 +146,8 @@ def test_openapi_describes_every_path_and_every_reference_is_there(ask):
     assert set(document["paths"]) == {"/v1/responses", "/v1/variants", "/v1/scores", "/v1/model"}
     references = set(re.findall(r"#/components/schemas/(\w+)", json.dumps(document)))
     assert references <= set(document["components"]["schemas"])
+    (parameter,) = document["paths"]["/v1/model"]["get"]["parameters"]
+    assert parameter == {"name": "model", "in": "query", "schema": {"type": "string"}}
     request = document["components"]["schemas"]["GenerateResponsesRequest"]["properties"]
     assert {"context", "n", "seed", "temperature", "maxTokens", "diversity"} <= set(request)
     assert request["seed"]["type"] == "string"

@@ -131,6 +131,7 @@ INVALID: dict[str, tuple[dialog_pb2.GenerateResponsesRequest | bytes, str]] = {
         dialog_pb2.GenerateResponsesRequest(context=[dialog_pb2.Utterance()] * 400_000),
         "context",
     ),
+    "2 MB of empty turns": (b"\x0a\x00" * 1_000_000, "context"),
     "invalid UTF-8": (wire_text(1, wire_text(2, b"\xff\xfe")), "context[0].text"),
     "invalid UTF-8 in a name": (wire_text(9, b"caf\xe9"), "topic"),
     "broken protobuf": (b"\xff\xff\xff\xff", "GenerateResponsesRequest"),

@@ -25,7 +25,8 @@ from siserve.serving.errors import DeadlinePassed, QueueFull, RequestError
 from siserve.serving.gate import Gate, Metadata
 from siserve.serving.logs import log_call
 from siserve.serving.metrics import CallMetrics
-from siserve.serving.requests import parse
+from siserve.serving.parsing import parse
+from siserve.serving.requests import RequestLimits
 from siserve.serving.status import code_of, details_of
 from siserve.serving.tracing import Tracing
 from siserve.v1 import admin_pb2, dialog_pb2
@@ -118,7 +119,7 @@ def _door(
 ) -> Callable[[bytes, Context], Awaitable[bytes]]:
     async def pass_through(serialized: bytes, context: Context) -> bytes:
         async with hall.passage(name, context) as call:
-            message: Message = await answer(parse(kind, serialized), call)
+            message: Message = await answer(parse(kind, serialized, hall.limits), call)
             return message.SerializeToString()
 
     return pass_through
@@ -129,7 +130,7 @@ def _stream_door(
 ) -> Callable[[bytes, Context], AsyncIterator[bytes]]:
     async def pass_through(serialized: bytes, context: Context) -> AsyncIterator[bytes]:
         async with hall.passage(name, context) as call:
-            async with aclosing(answer(parse(kind, serialized), call)) as messages:
+            async with aclosing(answer(parse(kind, serialized, hall.limits), call)) as messages:
                 async for message in messages:
                     yield message.SerializeToString()
 
@@ -143,6 +144,7 @@ class Hall:
         metrics: told of each call's status and time.
         calls: told of each call's begin and end.
         gate: says who calls, before a message is parsed.
+        limits: what a message may hold to be parsed.
         tracing: told of each call; None = nobody is.
         exemplars: whether metrics are told the trace that a call belongs to.
         meet: told the peer of each call; None = nobody is.
@@ -153,12 +155,14 @@ class Hall:
         metrics: CallMetrics,
         calls: OpenCalls,
         gate: Gate,
+        limits: RequestLimits,
         tracing: Tracing | None = None,
         exemplars: bool = False,
         meet: Callable[[str], None] | None = None,
     ) -> None:
         """Keep them."""
         self._metrics, self.calls, self.gate, self.meet = metrics, calls, gate, meet
+        self.limits = limits
         self._tracing, self._exemplars = tracing, exemplars
         self._line_told, self._lines_untold = 0.0, 0
 

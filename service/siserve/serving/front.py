@@ -63,7 +63,9 @@ class Front:
         meet = self._handshakes.meet if options.tls else None
         self.tell = add_health(self._server, meet)
         self._calls = OpenCalls()
-        self._hall = Hall(metrics, self._calls, gate, self._tracing, options.exemplars, meet)
+        self._hall = Hall(
+            metrics, self._calls, gate, options.limits, self._tracing, options.exemplars, meet
+        )
         self._servicers = _add_services(self._server, options, self._hall)
         self._door: HttpDoor | None = None
 

@@ -19,6 +19,8 @@ from siserve.serving.calls import Call
 from siserve.serving.doors import DIALOG, Hall, request_id
 from siserve.serving.errors import InvalidRequest, RequestError, TryLater
 from siserve.serving.openapi import make_document
+from siserve.serving.parsing import parse_json, parse_query
+from siserve.serving.requests import RequestLimits
 from siserve.serving.status import code_of
 
 __all__ = ["Reply", "Request", "Routes"]
@@ -141,7 +143,7 @@ class Routes:
             self._hall.calls.begin()
             caller = self._hall.gate.identify(metadata)
             facts["caller"] = caller.name
-            message = _parse(name, request, query)
+            message = _parse(name, request, query, self._hall.limits)
             call = Call(caller, time.monotonic() + DEADLINE_SECONDS, facts)
             reply = await getattr(self._servicers[DIALOG.full_name], name)(message, call)
             content = json_format.MessageToDict(reply, always_print_fields_with_no_presence=True)
@@ -165,26 +167,18 @@ class Routes:
             self._hall.told(name, code.name, seconds, metadata, facts)
 
 
-def _parse(name: str, request: Request, query: str) -> Message:
-    """Read a request's JSON.
+def _parse(name: str, request: Request, query: str, limits: RequestLimits) -> Message:
+    """Read a request.
 
     Raises:
-        InvalidRequest: naming the body, if it is not the JSON form of the message.
+        InvalidRequest: naming the header, the field, the body or the query that is wrong.
     """
-    message = message_factory.GetMessageClass(DIALOG.methods_by_name[name].input_type)()
+    kind = message_factory.GetMessageClass(DIALOG.methods_by_name[name].input_type)
     if request.method == "GET":
-        return message
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":
-        raise InvalidRequest("Content-Type", f"must be application/json, got {kind or 'none'!r}")
-    try:
-        content = json.loads(request.body)
-        if not isinstance(content, dict):
-            raise InvalidRequest("body", "is not a JSON object")
-        json_format.ParseDict(content, message, max_recursion_depth=8)
-        message.SerializeToString()  # text that is no Unicode shows here at the latest
-    except (json_format.ParseError, RecursionError, TypeError, ValueError) as error:
-        told = str(error) if isinstance(error, json_format.ParseError) else "it is no JSON"
-        first = (told.splitlines() or [""])[0][:200]
-        raise InvalidRequest("body", f"is not the JSON form of the request: {first}") from None
-    return message
+        return parse_query(kind, query)
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type != "application/json":
+        raise InvalidRequest(
+            "Content-Type", f"must be application/json, got {media_type or 'none'!r}"
+        )
+    return parse_json(kind, request.body, limits)

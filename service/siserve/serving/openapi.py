@@ -59,6 +59,11 @@ def make_document(routes: Mapping[tuple[str, str], tuple[str, Descriptor, Descri
         if method == "POST":
             content = _json(_refer(request, schemas))
             operation["requestBody"] = {"required": True, "content": content}
+        else:
+            operation["parameters"] = [
+                {"name": field.json_name, "in": "query", "schema": _field(field, schemas)}
+                for field in request.fields
+            ]
         paths.setdefault(path, {})[method.lower()] = operation
     return {
         "openapi": "3.1.0",

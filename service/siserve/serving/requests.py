@@ -1,17 +1,13 @@
-"""From the bytes of a request to a request that keeps every limit, before any work is done."""
+"""From the message of a request to a request that keeps every limit, before any work is done."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar, cast
-
-from google.protobuf.descriptor import Descriptor, FieldDescriptor
-from google.protobuf.message import DecodeError, Message
+from typing import NamedTuple
 
 from siserve.bundle.manifest import Manifest
-from siserve.bundle.wire import WireError, as_message, as_text, fields
 from siserve.serving.errors import InvalidRequest, NotPossible
 from siserve.v1.dialog_pb2 import GenerateResponsesRequest, ScoreResponsesRequest, Utterance
 
@@ -25,15 +21,11 @@ __all__ = [
     "check_request",
     "check_size",
     "num_bytes",
-    "parse",
     "within",
 ]
 
 DEFAULT_N = 5
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 10.0
-MAX_FIELDS_SEARCHED = 5_000  # in a message that does not parse: about 10 ms
-
-AnyMessage = TypeVar("AnyMessage", bound=Message)
 
 
 @dataclass(frozen=True)
@@ -52,6 +44,11 @@ class RequestLimits:
         for name, value in vars(self).items():
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Most entries of every repeated field of a request."""
+        return {"context": self.max_turns, "responses": self.max_responses}
 
     def tokens_of(self, manifest: Manifest) -> int:
         """Longest response of a model: what it was trained for, within the server's own limit."""
@@ -96,26 +93,6 @@ class GenerationRequest(NamedTuple):
     top_p: float
     max_tokens: int
     diversity: float = 0.0
-
-
-def parse(kind: Callable[[], AnyMessage], serialized: bytes) -> AnyMessage:
-    """Parse a message.
-
-    Raises:
-        InvalidRequest: naming the field that holds text which is not UTF-8, or the message
-            itself if it is not protobuf.
-    """
-    message = kind()
-    try:
-        message.ParseFromString(serialized)
-    except DecodeError:
-        descriptor = cast(Descriptor, message.DESCRIPTOR)
-        field, problem = _find_damage(descriptor, memoryview(serialized)) or (
-            descriptor.name,
-            f"is not a {descriptor.full_name} message; check the client's proto files",
-        )
-        raise InvalidRequest(field, problem) from None
-    return message
 
 
 def check_request(
@@ -273,35 +250,3 @@ def _topic_id(topic: str, topics: Sequence[str]) -> int:
         return topics.index(topic) + 1
     known = "GetModel lists those it knows" if topics else "this model knows none, leave it empty"
     raise InvalidRequest("topic", f"is none of the model's topics; {known}")
-
-
-def _find_damage(descriptor: Descriptor, message: memoryview) -> tuple[str, str] | None:
-    """Find the first text that is not UTF-8 and tell its path and what is wrong."""
-    try:
-        return _find_bad_text(descriptor, message, iter(range(MAX_FIELDS_SEARCHED)))
-    except WireError:
-        return None
-
-
-def _find_bad_text(
-    descriptor: Descriptor, message: memoryview, budget: Iterator[int]
-) -> tuple[str, str] | None:
-    counts: dict[int, int] = {}
-    for number, value in fields(message):
-        if next(budget, None) is None:
-            return None
-        field = descriptor.fields_by_number.get(number)
-        if field is None:
-            continue
-        index = counts[number] = counts.get(number, -1) + 1
-        path = f"{field.name}[{index}]" if field.is_repeated else field.name
-        if field.type == FieldDescriptor.TYPE_MESSAGE and field.message_type is not None:
-            inner = _find_bad_text(field.message_type, as_message(value), budget)
-            if inner is not None:
-                return f"{path}.{inner[0]}", inner[1]
-        elif field.type == FieldDescriptor.TYPE_STRING:
-            try:
-                as_text(value)
-            except WireError:
-                return path, "is not valid UTF-8"
-    return None
