@@ -1,13 +1,13 @@
 """What no request may hold is seen before objects are made of it; the refusal names the field."""
 
 import json
-import time
 
 import pytest
 from google.protobuf import message_factory
 from google.protobuf.descriptor import Descriptor
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from siserve.bundle import wire
 from siserve.client.answer import make_request
 from siserve.serving.doors import ADMIN, DIALOG
 from siserve.serving.errors import InvalidRequest
@@ -121,19 +121,60 @@ def test_every_field_that_a_request_repeats_has_a_limit_and_no_entry_repeats_mor
         (VaryResponseRequest, bytes_field(1, EMPTY_TURN * 64) * 2_000, "context"),
         # What is unknown is skipped, but not without end.
         (GenerateResponsesRequest, b"\x78\x00" * 2_000_000, "GenerateResponsesRequest"),
+        # Nothing that protobuf skips hides what follows.
+        (VaryResponseRequest, b"\x08\x00" + bytes_field(1, EMPTY_TURN * 2_000_000), "context"),
+        (
+            GenerateResponsesRequest,
+            b"\x0b\x0c" + EMPTY_TURN * 2_000_000,
+            "GenerateResponsesRequest",
+        ),
         (GetModelRequest, b"\x0a\x00" * 2_000_000, "GetModelRequest"),
     ],
 )
 def test_a_message_of_more_than_a_request_may_hold_is_refused_before_it_is_parsed(
-    kind, serialized, field
+    kind, serialized, field, monkeypatch
 ):
     def fail(*_):
         raise AssertionError("it was parsed")
 
     unparsed = type("Unparsed", (), {"DESCRIPTOR": kind.DESCRIPTOR, "ParseFromString": fail})
-    before = time.process_time()
+    looked_at = []
+
+    def look(message):
+        for each in wire.fields(message):
+            looked_at.append(each)
+            yield each
+
+    monkeypatch.setattr("siserve.serving.parsing.fields", look)
     assert refusal(unparsed, serialized).field == field
-    assert time.process_time() - before < 0.05
+    assert len(looked_at) <= MAX_FIELDS_SEARCHED + sum(LIMITS.counts.values()) + 1
+
+
+@settings(max_examples=400)
+@given(st.data())
+def test_a_mutated_message_that_is_counted_is_parsed_as_one_that_is_not(data):
+    part = make_request(HELLO * 2, n=5, topic="MUSIC").SerializeToString()
+    whole = bytes([1 << 3 | 2, len(part)]) + part
+    serialized = bytearray(whole * data.draw(st.integers(1, 3)))
+    for _ in range(data.draw(st.integers(0, 3))):
+        place = data.draw(st.integers(0, len(serialized) - 1))
+        serialized[place] = data.draw(st.integers(0, 255))
+
+    def outcome(quick_bytes: int) -> VaryResponseRequest | InvalidRequest:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("siserve.serving.parsing.QUICK_BYTES", quick_bytes)
+            try:
+                return parse(VaryResponseRequest, bytes(serialized), RequestLimits(max_turns=4))
+            except InvalidRequest as refused:
+                return refused
+
+    counted, plain = outcome(0), outcome(1 << 20)
+    if isinstance(counted, InvalidRequest) and "entries" in counted.problem:
+        assert isinstance(plain, InvalidRequest) or len(plain.generate.context) > 4
+    elif isinstance(counted, InvalidRequest):
+        assert counted.field == "VaryResponseRequest" or str(counted) == str(plain)
+    else:
+        assert counted == plain and len(counted.generate.context) <= 4
 
 
 def test_as_many_entries_as_the_limits_have_pass_whatever_else_a_long_message_holds():

@@ -43,11 +43,8 @@ def parse(kind: Callable[[], AnyMessage], serialized: bytes, limits: RequestLimi
     try:
         message.ParseFromString(serialized)
     except DecodeError:
-        field, problem = _find_damage(descriptor, memoryview(serialized)) or (
-            descriptor.name,
-            f"is not a {descriptor.full_name} message; check the client's proto files",
-        )
-        raise InvalidRequest(field, problem) from None
+        damage = _find_damage(descriptor, memoryview(serialized))
+        raise (InvalidRequest(*damage) if damage else _no_message(descriptor)) from None
     return message
 
 
@@ -97,7 +94,9 @@ def _filled(message: AnyMessage, content: dict[str, Any], where: str) -> AnyMess
 def _check_counts(descriptor: Descriptor, message: memoryview, limits: RequestLimits) -> None:
     """Refuse a message that has more fields, or more of one field, than any request.
 
-    As many are looked at as a request may have: the time that its checks would take.
+    As many are looked at as a request may have: the time that its checks would take. What cannot
+    be read here is refused too, although protobuf still knows groups: their end is not known
+    before all of it is read.
     """
     most = limits.counts
     room = MAX_FIELDS_SEARCHED + sum(most.values())
@@ -111,7 +110,7 @@ def _check_counts(descriptor: Descriptor, message: memoryview, limits: RequestLi
             if seen >= room:
                 raise InvalidRequest(descriptor.name, f"has more than {room} fields")
     except WireError:
-        pass  # parsing says so
+        raise _no_message(descriptor) from None
 
 
 def _names(descriptor: Descriptor, message: memoryview) -> Iterator[str]:
@@ -122,8 +121,9 @@ def _names(descriptor: Descriptor, message: memoryview) -> Iterator[str]:
             yield ""
             continue
         yield field.name
-        if field.message_type is not None and not field.is_repeated:
-            yield from _names(field.message_type, as_message(value))
+        if field.message_type is None or field.is_repeated or isinstance(value, int):
+            continue
+        yield from _names(field.message_type, value)
 
 
 def _check_json_counts(
@@ -141,6 +141,13 @@ def _check_json_counts(
 
 def _too_many(field: str, count: str, most: int) -> InvalidRequest:
     return InvalidRequest(field, f"has {count} entries, at most {most} are taken; send fewer")
+
+
+def _no_message(descriptor: Descriptor) -> InvalidRequest:
+    return InvalidRequest(
+        descriptor.name,
+        f"is not a {descriptor.full_name} message; check the client's proto files",
+    )
 
 
 def _find_damage(descriptor: Descriptor, message: memoryview) -> tuple[str, str] | None:
