@@ -1,7 +1,7 @@
 """Break things around running servers, and count what clients saw.
 
-    python -m tests.benchmarks.faults [--only NAME ...] [--scale 1.0] [--minutes 30] [--n 5]
-        [--bundle DIR] [--serve "OPTIONS"]
+    python -m tests.benchmarks.faults [--only NAME ...] [--scale 1.0] [--minutes 30]
+        [--rate CALLS] [--n 5] [--bundle DIR] [--serve "OPTIONS"]
 
 Each trial starts servers of its own, on the embedded model unless --bundle names another, and
 prints one line: whether its bar holds, the bar, what was seen. Exit code 1 if a bar is missed.
@@ -51,6 +51,7 @@ def main() -> int:
     parser.add_argument("--only", choices=list(TRIALS), nargs="+", default=list(TRIALS))
     parser.add_argument("--scale", type=float, default=1.0, help="of counts and times")
     parser.add_argument("--minutes", type=float, default=30.0, help="of the soak")
+    parser.add_argument("--rate", type=float, help="of the soak, calls a second, not 80 %% of the peak")
     parser.add_argument("--n", type=int, default=5, help="responses of a call of the overload")
     parser.add_argument("--bundle", type=Path, help="the embedded one without")
     parser.add_argument("--serve", default="", help="options of every `siserve serve`")
@@ -61,7 +62,7 @@ def main() -> int:
         with tempfile.TemporaryDirectory(prefix="siserve-faults-") as scratch:
             bundle, more = options.bundle or embedded_bundle(), tuple(shlex.split(options.serve))
             numbers = (options.scale, options.minutes)
-            setting = Setting(bundle, *numbers, Path(scratch), options.n, more)
+            setting = Setting(bundle, *numbers, Path(scratch), options.n, more, options.rate)
             verdict = TRIALS[name](setting)
         missed += not verdict.holds
         print(

@@ -40,7 +40,7 @@ class _Sample:
 
 
 def soak(setting: Setting) -> Verdict:
-    """Four fifths of the peak for half an hour, of every kind and length.
+    """Half an hour at four fifths of the peak, or at a given rate, of every kind and length.
 
     First come the largest batches of every graph and the longest queue that there can be.
     onnxruntime and malloc keep what the largest so far took, and of this load alone all workers
@@ -51,7 +51,7 @@ def soak(setting: Setting) -> Verdict:
     with serving(setting) as server:
         asyncio.run(_fill(server.address))
         server.wait_idle()
-        rate = 0.8 * peak_of(server.address, 10)
+        rate = setting.rate or 0.8 * peak_of(server.address, 10)
         samples, outcomes, others = asyncio.run(_soak(server, rate, seconds))
         failed = server.answered("INTERNAL") + server.answered("UNKNOWN")
     settled = [s for s in samples if s.at >= max(60.0, seconds / 4)] or samples[len(samples) // 4 :]

@@ -20,6 +20,7 @@ class Setting:
         scratch: an empty folder of its own.
         responses: n of the calls of the overload.
         options: of every `siserve serve`, beside the trial's own.
+        rate: calls a second of the soak; None = 80 % of the peak that the server has before it.
     """
 
     bundle: Path
@@ -28,6 +29,7 @@ class Setting:
     scratch: Path
     responses: int = 5
     options: tuple[str, ...] = ()
+    rate: float | None = None
 
     def count(self, full: int, least: int = 1) -> int:
         """Scale a count."""
