@@ -24,7 +24,6 @@ __all__ = ["parse", "parse_json", "parse_query"]
 MAX_FIELDS_SEARCHED = 5_000  # beside those that may be repeated: about 10 ms
 QUICK_BYTES = 64 << 10  # parsed within 2 ms, whatever they hold
 
-_NOT_JSON = "is not the JSON form of the request"
 AnyMessage = TypeVar("AnyMessage", bound=Message)
 
 
@@ -58,12 +57,12 @@ def parse_json(kind: Callable[[], AnyMessage], written: bytes, limits: RequestLi
     try:
         content = json.loads(written)
     except (RecursionError, ValueError):
-        raise InvalidRequest("body", f"{_NOT_JSON}: it is no JSON") from None
+        raise InvalidRequest("body", _unlike("the JSON form", "it is no JSON")) from None
     if not isinstance(content, dict):
         raise InvalidRequest("body", "is not a JSON object")
     message = kind()
     _check_json_counts(cast(Descriptor, message.DESCRIPTOR), content, limits.counts)
-    return _filled(message, content, "body")
+    return _filled(message, content, "body", "the JSON form")
 
 
 def parse_query(kind: Callable[[], AnyMessage], query: str) -> AnyMessage:
@@ -76,10 +75,10 @@ def parse_query(kind: Callable[[], AnyMessage], query: str) -> AnyMessage:
     content = dict(pairs)
     if len(content) < len(pairs):
         raise InvalidRequest("query", "has a field twice; name each once")
-    return _filled(kind(), content, "query")
+    return _filled(kind(), content, "query", "a query form")
 
 
-def _filled(message: AnyMessage, content: dict[str, Any], where: str) -> AnyMessage:
+def _filled(message: AnyMessage, content: dict[str, Any], where: str, form: str) -> AnyMessage:
     """Set the fields of a message to what JSON holds."""
     try:
         json_format.ParseDict(content, message, max_recursion_depth=8)
@@ -87,8 +86,12 @@ def _filled(message: AnyMessage, content: dict[str, Any], where: str) -> AnyMess
     except (json_format.ParseError, RecursionError, TypeError, ValueError) as error:
         told = str(error) if isinstance(error, json_format.ParseError) else "it is no JSON"
         first = (told.splitlines() or [""])[0][:200]
-        raise InvalidRequest(where, f"{_NOT_JSON}: {first}") from None
+        raise InvalidRequest(where, _unlike(form, first)) from None
     return message
+
+
+def _unlike(form: str, why: str) -> str:
+    return f"is not {form} of the request: {why}"
 
 
 def _check_counts(descriptor: Descriptor, message: memoryview, limits: RequestLimits) -> None:

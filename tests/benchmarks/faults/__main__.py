@@ -51,7 +51,7 @@ def main() -> int:
     parser.add_argument("--only", choices=list(TRIALS), nargs="+", default=list(TRIALS))
     parser.add_argument("--scale", type=float, default=1.0, help="of counts and times")
     parser.add_argument("--minutes", type=float, default=30.0, help="of the soak")
-    parser.add_argument("--rate", type=float, help="of the soak, calls a second, not 80 %% of the peak")
+    parser.add_argument("--rate", type=float, help="of the soak, calls a second; 80 %% of peak")
     parser.add_argument("--n", type=int, default=5, help="responses of a call of the overload")
     parser.add_argument("--bundle", type=Path, help="the embedded one without")
     parser.add_argument("--serve", default="", help="options of every `siserve serve`")
